@@ -1,0 +1,46 @@
+"""Flow train-medgrpo: prepare, train, evaluate, register. `python -m flows.train_medgrpo PROFILE` runs it by hand."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
+
+from flows.command import command, resolve
+from medgrpo import runs
+from medgrpo.config import RunConfig
+from medgrpo.manifests import write_json
+from medgrpo.stages import read_registration, registration_holds
+from tasks.running import run_stage
+from tasks.stages import evaluate, prepare, register, train
+
+
+@flow(name="train-medgrpo")
+def train_medgrpo(config: RunConfig | str = "demo") -> dict[str, Any]:
+    """Prepare the data, train, evaluate against the base, register; returns the run's summary.
+
+    Every stage is cached and retried; the run leaves runs/<name>/ with its report and summary.json.
+    """
+    config, directory = runs.open_run_directory(resolve(config))
+    data = run_stage(prepare, config)
+    trained = run_stage(train, config, data.manifest)
+    evaluated = run_stage(evaluate, config, data.manifest, trained.manifest)
+    runs.link_results(directory, data.manifest, trained.manifest, evaluated.manifest)
+    registered = run_stage(
+        register,
+        config,
+        data.manifest,
+        trained.manifest,
+        evaluated.manifest,
+        still_valid=lambda manifest: registration_holds(config, manifest),
+    )
+    stages = [stage.as_row() for stage in (data, trained, evaluated, registered)]
+    registration = read_registration(registered.manifest)
+    summary = runs.summarize(config, stages, evaluated.manifest, trained.manifest, registration, str(flow_run.id))
+    write_json(directory / "summary.json", summary)
+    create_markdown_artifact(runs.summary_markdown(summary), key="train-medgrpo-summary")
+    return summary
+
+
+if __name__ == "__main__":
+    command(train_medgrpo)

@@ -1,0 +1,326 @@
+"""Every setting of a run, in one frozen typed tree.
+
+A profile (`medgrpo/profiles/*.toml`, or any TOML file) is one complete run; `load_config` reads it, applies
+`key=value` overrides and names what it does not understand. Importing this module imports neither torch nor Prefect,
+so configuration errors show up at once.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+
+from medgrpo.errors import InputError
+
+PROFILES = Path(__file__).parent / "profiles"
+EMBEDDED_MODEL = "smollm2-135m-instruct"
+
+
+class Settings(BaseModel):
+    """Base of all parts: frozen, and an unknown setting is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(Settings):
+    """Which records, and how they are split."""
+
+    domain: Literal["synthetic", "pubmedqa"] = "synthetic"
+    """Where records come from; `synthetic` is generated and embedded, `pubmedqa` the expert-labelled PQA-L."""
+    path: Path | None = None
+    """pubmedqa only: path to `ori_pqal.json`; unset, the records come from the Hugging Face Hub."""
+    ground_truth: Path | None = None
+    """pubmedqa only: path to `test_ground_truth.json`; unset, the file beside `path` if there is one."""
+    hub_id: str = "qiaojin/PubMedQA"
+    """pubmedqa only: dataset on the Hub, used when `path` is unset."""
+    hub_revision: str = "main"
+    """pubmedqa only: revision of that dataset; name a commit to pin it."""
+    fold: int = Field(default=0, ge=0, le=9)
+    """Which of the 10 folds of the training pool is held out as dev."""
+    split_seed: int = 20
+    """Seed of the split of the pool into folds."""
+    max_length: PositiveInt = 1024
+    """Longest prompt plus completion, in tokens; longer records are dropped and listed."""
+    synthetic_pool: PositiveInt = 300
+    """synthetic only: number of records in the pool (train and dev)."""
+    synthetic_test: PositiveInt = 200
+    """synthetic only: number of held-out test records."""
+    synthetic_seed: int = 7
+    """synthetic only: seed of the generator."""
+
+
+class PolicyConfig(Settings):
+    """The model that is trained, and its adapter."""
+
+    base: str = EMBEDDED_MODEL
+    """The embedded model's name, a Hugging Face id, or a local directory."""
+    revision: str | None = None
+    """Revision of a Hugging Face id; name a commit to pin it."""
+    backend: Literal["transformers", "unsloth"] = "transformers"
+    """What loads and trains the model: `transformers` runs anywhere, `unsloth` needs CUDA."""
+    autocast: Literal["none", "bfloat16"] = "none"
+    """Compute type of training passes; weights and evaluation stay float32. A T4 has no bfloat16: keep `none` there."""
+    lora_rank: PositiveInt = 16
+    """Rank of the LoRA adapter on all linear layers."""
+    lora_alpha: PositiveInt = 32
+    """LoRA scale; the update is multiplied by alpha / rank."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+
+
+class WarmupConfig(Settings):
+    """Supervised cold start on gold completions built from the pool, without a teacher model."""
+
+    enabled: bool = True
+    """Whether to warm up before GRPO; a model this small never produces the tags unprompted."""
+    epochs: PositiveFloat = 2.0
+    """Passes over the class-balanced gold completions."""
+    learning_rate: PositiveFloat = 3e-4
+    """Peak learning rate, decayed to zero on a cosine."""
+    batch_size: PositiveInt = 8
+    """Completions per optimiser step."""
+    micro_batch: PositiveInt = 4
+    """Completions per forward and backward pass; bounds memory."""
+    warmup_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps over which the learning rate rises."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient clipping threshold."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW weight decay."""
+    balance: float = Field(default=0.5, ge=0, le=1)
+    """How far the verdicts are balanced by repetition: 0 keeps the natural shares, 1 makes them equal."""
+    save_steps: PositiveInt = 20
+    """Steps between checkpoints."""
+
+
+class GrpoConfig(Settings):
+    """Group relative policy optimisation. TRL's and Unsloth's defaults differ, so every value is set here."""
+
+    steps: PositiveInt = 20
+    """Optimiser steps."""
+    prompts_per_step: PositiveInt = 4
+    """Distinct prompts per step, sampled class-balanced."""
+    group_size: int = Field(default=4, ge=2)
+    """G, sampled completions per prompt; the group's mean reward is the baseline."""
+    micro_batch: PositiveInt = 4
+    """Completions per forward and backward pass; bounds memory. Must divide prompts_per_step x group_size."""
+    learning_rate: PositiveFloat = 1e-5
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning-rate schedule."""
+    warmup_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps over which the learning rate rises."""
+    beta: NonNegativeFloat = 0.0
+    """KL coefficient towards the policy that GRPO started from; 0 loads no reference."""
+    num_iterations: PositiveInt = 1
+    """Optimiser passes over each batch of completions (mu)."""
+    epsilon: PositiveFloat = 0.2
+    """Lower clipping range of the importance ratio."""
+    epsilon_high: PositiveFloat = 0.28
+    """Upper clipping range of the importance ratio."""
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
+    """How token losses are averaged (see TRL's GRPOConfig)."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """What the advantages are divided by: the spread of the group, of the batch, or nothing."""
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    """Whether importance ratios are per token or per completion (GSPO)."""
+    mask_truncated_completions: bool = False
+    """Leave completions that hit the cap out of the loss; the overlong penalty is usually safer."""
+    max_completion_length: PositiveInt = 160
+    """Cap on a completion, in tokens; also used in evaluation."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature of rollouts."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus of rollouts."""
+    top_k: int = Field(default=0, ge=0)
+    """Most probable tokens kept in rollouts; 0 keeps all."""
+    repetition_penalty: PositiveFloat = 1.0
+    """Penalty on tokens already seen in rollouts; 1 is none."""
+    use_vllm: bool = False
+    """Roll out with vLLM. Unusable on a T4 with Gemma 3 and on a CPU."""
+    optimizer: Literal["adamw_torch", "adamw_8bit"] = "adamw_torch"
+    """Optimiser; `adamw_8bit` needs CUDA and bitsandbytes."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW first-moment decay."""
+    adam_beta2: float = Field(default=0.99, ge=0, lt=1)
+    """AdamW second-moment decay."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW weight decay."""
+    max_grad_norm: PositiveFloat = 0.5
+    """Gradient clipping threshold."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    balance: float = Field(default=0.5, ge=0, le=1)
+    """How far the verdicts are balanced when prompts are sampled: 0 keeps the natural shares, 1 makes them equal."""
+    save_steps: PositiveInt = 5
+    """Steps between checkpoints."""
+    alarm_patience: PositiveInt = 3
+    """Consecutive steps with only empty completions after which training stops."""
+
+
+class RewardConfig(Settings):
+    """What a completion is paid; see `medgrpo.rewards` for the formula and its bounds."""
+
+    correctness: PositiveFloat = 1.0
+    """Paid for the expert's verdict in strict form."""
+    hedge: float = Field(default=0.2, ge=0, lt=1)
+    """Share of `correctness` paid when one of the two verdicts is "maybe": less wrong than yes for no."""
+    grounding: NonNegativeFloat = 0.5
+    """Paid at most for citing the abstract, only with the right verdict."""
+    structure: NonNegativeFloat = 0.2
+    """Paid at most for form; kept small so that form alone never pays."""
+    evidence: PositiveInt = 3
+    """Distinct data points of the abstract (figures, short phrases) that earn the full grounding grade."""
+    max_copied_words: PositiveInt = 60
+    """Longest verbatim run of the abstract, in words, that still counts as a citation."""
+    min_thought_words: PositiveInt = 8
+    """Shorter thoughts lose structure in proportion."""
+    max_thought_words: PositiveInt = 120
+    """Longer thoughts lose structure, all of it at twice this length."""
+
+
+class EvaluationConfig(Settings):
+    """How base, warm-up and tuned models are compared."""
+
+    split: Literal["dev", "test"] = "test"
+    """Which held-out split is evaluated."""
+    cases: PositiveInt | Literal["all"] = 50
+    """Number of cases, drawn by verdict with `seed`, or "all"."""
+    seed: int = 3
+    """Seed of the draw and of the bootstrap."""
+    batch_tokens: PositiveInt = 16384
+    """Prompt plus completion tokens generated in one batch; bounds memory."""
+    resamples: PositiveInt = 2000
+    """Bootstrap resamples behind the interval of macro-F1."""
+
+
+class TrackingConfig(Settings):
+    """Where runs, metrics and model versions go."""
+
+    uri: str | None = None
+    """MLflow tracking URI; unset, MLFLOW_TRACKING_URI, else `sqlite:///` in the runs directory."""
+    experiment: str = "medgrpo"
+    """MLflow experiment."""
+    model_name: str = "medgrpo"
+    """Registered model; synthetic runs get the suffix `-synthetic`."""
+    alias: str = "candidate"
+    """Alias moved to each newly registered version."""
+
+
+class RunConfig(Settings):
+    """One complete run of train-medgrpo."""
+
+    profile: str = "custom"
+    """Name of the profile these settings came from."""
+    name: str | None = None
+    """Directory of the run under `runs_dir`; unset, the profile with the date and time."""
+    runs_dir: Path = Path("runs")
+    """Where runs, cached artifacts and the default MLflow store live."""
+    seed: int = 11
+    """Seed of sampling and training."""
+    processes: PositiveInt = 1
+    """Training processes; more than one starts through `accelerate launch`, one per GPU."""
+    training_timeout_minutes: PositiveFloat = 24 * 60
+    """The training process is stopped after this long; a retry resumes it."""
+    data: DataConfig = DataConfig()
+    policy: PolicyConfig = PolicyConfig()
+    warmup: WarmupConfig = WarmupConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    rewards: RewardConfig = RewardConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+def profile_names() -> list[str]:
+    """Names of the shipped profiles."""
+    return sorted(path.stem for path in PROFILES.glob("*.toml"))
+
+
+def load_config(profile: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a profile and apply overrides.
+
+    Args:
+        profile: name of a shipped profile, or path of a TOML file.
+        overrides: `section.key=value` strings; values are TOML, and a bare word is taken as a string.
+
+    Raises:
+        InputError: unknown profile or setting (with the nearest names), a file that is not TOML, or a bad value.
+    """
+    path = _profile_path(str(profile))
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a TOML file ({error}). Compare it with {PROFILES / 'demo.toml'}.") from error
+    values.setdefault("profile", path.stem)
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values, source=str(path))
+
+
+def parse_config(values: Mapping[str, Any], source: str = "settings") -> RunConfig:
+    """Validate settings given as a mapping.
+
+    Raises:
+        InputError: one sentence per setting that is unknown or has a bad value.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise InputError("\n".join(f"{source}: {_explain(problem)}" for problem in error.errors())) from error
+
+
+def resolve_mlflow_uri(config: RunConfig) -> str:
+    """The MLflow tracking URI of a run: the setting, else MLFLOW_TRACKING_URI, else SQLite in the runs directory."""
+    default = f"sqlite:///{config.runs_dir.absolute() / 'mlflow.db'}"
+    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+def _profile_path(profile: str) -> Path:
+    path = Path(profile) if profile.endswith(".toml") else PROFILES / f"{profile}.toml"
+    if path.is_file():
+        return path
+    if profile.endswith(".toml"):
+        raise InputError(f"{profile}: no such profile file. Shipped profiles: {', '.join(profile_names())}.")
+    raise InputError(f"unknown profile {profile!r}{_nearest(profile, profile_names())}")
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {override!r}: expected key=value, for example --set grpo.steps=10.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, leaf = key.strip().split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise InputError(f"--set {override!r}: {parent!r} is a single value, it has no settings inside.")
+    values[leaf] = value
+
+
+def _explain(problem: Any) -> str:
+    """One sentence for one pydantic error."""
+    location = [str(part) for part in problem["loc"]]
+    name = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return f"unknown setting {name!r}{_nearest(location[-1], _settings_at(location[:-1]))}"
+    return f"setting {name!r} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
+
+
+def _settings_at(location: list[str]) -> list[str]:
+    model: Any = RunConfig
+    for part in location:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)
+
+
+def _nearest(name: str, choices: list[str]) -> str:
+    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(repr(choice) for choice in near)}?" if near else "."
+    return f"{hint} Known: {', '.join(choices)}."

@@ -1,0 +1,239 @@
+"""The report's figures: reward curves, warm-up loss and confusion matrices, as inline SVG or as PNG files.
+
+matplotlib is imported inside the functions (it takes a second) and used through its object API only: no global figure
+list, no display. The same input gives the same bytes.
+"""
+
+import html
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medgrpo.completions import VERDICTS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#1b1b1d"  # text and lines; becomes `currentColor` in SVG, so that a page's dark mode reaches into the figure
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"  # Okabe–Ito: told apart by colour-blind eyes
+CURVES = (  # key, label, colour, dash: never told apart by colour alone
+    ("reward", "total", BLUE, "-"),
+    ("rewards/correctness/mean", "correctness", GREEN, "--"),
+    ("rewards/grounding/mean", "grounding", ORANGE, "-."),
+    ("rewards/structure/mean", "structure", PURPLE, ":"),
+)
+COLUMNS = (*VERDICTS, "none")
+SMOOTH_FROM = 30  # with fewer points a running mean hides more than it shows
+LARGEST = 1e12  # beyond this a value is a diverged run, and matplotlib's axis arithmetic overflows
+
+Points = tuple[list[int], list[float]]
+
+
+def reward_curves(training: Sequence[Mapping[str, Any]]) -> str:
+    """SVG of the total reward and its three pillars by GRPO step; "" where no reward was logged."""
+    steps, values = _points(training, "grpo", "reward")
+    figure = _reward_figure(training)
+    if figure is None:
+        return ""
+    label = "Mean reward by GRPO step, total and by pillar." + _journey(steps, values)
+    return _svg(figure, label)
+
+
+def warmup_loss(training: Sequence[Mapping[str, Any]]) -> str:
+    """SVG of the supervised loss by warm-up step; "" where none was logged."""
+    figure = _loss_figure(training)
+    if figure is None:
+        return ""
+    return _svg(figure, "Loss by warm-up step." + _journey(*_points(training, "warmup", "loss")))
+
+
+def confusion(matrix: Mapping[str, Mapping[str, Any]], title: str) -> str:
+    """SVG heat map of a confusion matrix: rows are the expert's verdict, columns the model's, "none" is unreadable.
+
+    Args:
+        matrix: expert verdict -> model verdict or "none" -> number of cases, or None or NaN where there are none.
+        title: the model's name.
+    """
+    rows = [
+        f"Expert {row}: " + ", ".join(f"{_column(column)} {_count(matrix, row, column)}" for column in COLUMNS)
+        for row in VERDICTS
+    ]
+    return _svg(_confusion_figure(matrix, title), f"Confusion matrix of {title}. {'. '.join(rows)}.")
+
+
+def save_plots(directory: Path, metrics: Mapping[str, Any], training: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Write every figure that has data as a PNG file into `directory`; returns the paths."""
+    figures = {"rewards": _reward_figure(training), "warmup_loss": _loss_figure(training)}
+    for model, values in metrics.get("models", {}).items():
+        name = re.sub(r"\W+", "_", model)
+        figures[f"confusion_{name}"] = _confusion_figure(values.get("confusion") or {}, model)
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in figures.items():
+        if figure is not None:
+            paths.append(directory / f"{name}.png")
+            figure.savefig(paths[-1], format="png", dpi=160, metadata={"Software": None})
+    return paths
+
+
+def _points(training: Sequence[Mapping[str, Any]], phase: str, key: str) -> Points:
+    """(steps, values) of one logged number; a step logged twice (a resumed run) counts as logged last."""
+    found = {
+        row["step"]: float(row[key])
+        for row in training
+        if row["phase"] == phase and isinstance(row.get(key), int | float) and abs(row[key]) <= LARGEST
+    }
+    return sorted(found), [found[step] for step in sorted(found)]
+
+
+def _journey(steps: Sequence[int], values: Sequence[float]) -> str:
+    if not steps:
+        return ""
+    return f" From {values[0]:.3g} at step {steps[0]} to {values[-1]:.3g} at step {steps[-1]}."
+
+
+def _running_mean(values: Sequence[float]) -> list[float]:
+    """Mean over the last tenth of the run seen so far, so that no point uses the future."""
+    window = max(5, len(values) // 10)
+    heads = [values[max(0, end - window) : end] for end in range(1, len(values) + 1)]
+    return [sum(head) / len(head) for head in heads]
+
+
+def _axes(size: tuple[float, float]) -> "tuple[Figure, Axes]":
+    """An empty figure in the house look: no frame, quiet ticks, ink that follows the page."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[:].set_visible(False)
+    axes.tick_params(colors=INK, labelsize=9, length=0)
+    return figure, axes
+
+
+def _draw(axes: "Axes", points: Points, label: str, colour: str, dash: str) -> None:
+    """One curve; a long one is drawn as its running mean over the faint original."""
+    steps, values = points
+    smooth = len(steps) >= SMOOTH_FROM
+    if smooth:
+        axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
+    marker = "o" if len(steps) < 2 else ""
+    shown = _running_mean(values) if smooth else values
+    axes.plot(steps, shown, color=colour, linestyle=dash, linewidth=2, marker=marker, label=label)
+
+
+def _label_curves(axes: "Axes", x: str, y: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.8)
+    axes.set_xlabel(x, color=INK, fontsize=9)
+    axes.set_ylabel(y, color=INK, fontsize=9)
+
+
+def _reward_figure(training: Sequence[Mapping[str, Any]]) -> "Figure | None":
+    curves = {key: _points(training, "grpo", key) for key, *_ in CURVES}
+    if not any(steps for steps, _ in curves.values()):
+        return None
+    figure, axes = _axes((4.7, 3.1))
+    for key, label, colour, dash in CURVES:
+        if curves[key][0]:
+            _draw(axes, curves[key], label, colour, dash)
+    _label_curves(axes, "GRPO step", "mean reward per completion")
+    figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=8.5, labelcolor=INK, columnspacing=1.2)
+    return figure
+
+
+def _loss_figure(training: Sequence[Mapping[str, Any]]) -> "Figure | None":
+    points = _points(training, "warmup", "loss")
+    if not points[0]:
+        return None
+    figure, axes = _axes((4.7, 3.1))
+    _draw(axes, points, "loss", BLUE, "-")
+    axes.set_ylim(bottom=min(0.0, *points[1]))
+    _label_curves(axes, "warm-up step", "loss per token (nats)")
+    return figure
+
+
+def _confusion_figure(matrix: Mapping[str, Mapping[str, Any]], title: str) -> "Figure":
+    figure, axes = _axes((3.4, 2.75))
+    for y, row in enumerate(VERDICTS):
+        total = sum(_cell(matrix, row, column) or 0 for column in COLUMNS)
+        for x, column in enumerate(COLUMNS):
+            _draw_cell(axes, (x, y), _cell(matrix, row, column), total)
+    axes.set(xlim=(-0.55, len(COLUMNS) - 0.45), ylim=(len(VERDICTS) - 0.45, -0.55))
+    axes.set_xticks(range(len(COLUMNS)), [_column(column) for column in COLUMNS])
+    axes.set_yticks(range(len(VERDICTS)), VERDICTS)
+    axes.tick_params(labelsize=8)
+    axes.set_xlabel("model's verdict", color=INK, fontsize=9)
+    axes.set_ylabel("expert's verdict", color=INK, fontsize=9)
+    axes.set_title(title, color=INK, fontsize=11, fontweight="bold", loc="left", parse_math=False)
+    return figure
+
+
+def _draw_cell(axes: "Axes", at: tuple[int, int], count: float | None, total: float) -> None:
+    """One cell, shaded by its share of the expert's row; a framed cell is a right answer.
+
+    The shade stops at 60 % so that one ink stays readable on every cell, on white paper and on a dark page.
+    """
+    from matplotlib.patches import Rectangle
+
+    x, y = at
+    share = count / total if count and total else 0.0
+    box = (x - 0.47, y - 0.47)
+    axes.add_patch(Rectangle(box, 0.94, 0.94, facecolor=BLUE, alpha=0.05 + 0.55 * share, linewidth=0))
+    if x == y:
+        axes.add_patch(Rectangle(box, 0.94, 0.94, fill=False, edgecolor=INK, linewidth=1.3))
+    text: dict[str, Any] = {"ha": "center", "va": "center", "color": INK}
+    if count is None:
+        axes.text(x, y, "–", fontsize=11, **text)
+        return
+    axes.text(x, y - 0.1, f"{count:g}", fontsize=11, **text)
+    if total:
+        axes.text(x, y + 0.24, f"{100 * share:.0f} %", fontsize=7.5, **text)
+
+
+def _cell(matrix: Mapping[str, Mapping[str, Any]], row: str, column: str) -> float | None:
+    """The number in a cell; None where there is none."""
+    value = (matrix.get(row) or {}).get(column)
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _count(matrix: Mapping[str, Mapping[str, Any]], row: str, column: str) -> str:
+    value = _cell(matrix, row, column)
+    return "–" if value is None else f"{value:g}"
+
+
+def _column(column: str) -> str:
+    return "unreadable" if column == "none" else column
+
+
+def _svg(figure: "Figure", label: str) -> str:
+    """The figure as an `<svg>` element to stand inside a page, with real text and the page's text colour."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "medgrpo"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(buffer.getvalue(), label)
+
+
+def _inline(document: str, label: str) -> str:
+    """Turn a stand-alone SVG document into an element that shares a page with others.
+
+    Its style rule would reach the whole page and its ids would clash with the next figure's: the rule becomes an
+    attribute, the ids get a prefix made from the content.
+    """
+    svg = document[document.index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r"\s*<style type=\"text/css\">.*?</style>", "", svg, flags=re.S)
+    prefix = f"p{sha256((svg + label).encode('utf-8', 'replace')).hexdigest()[:8]}-"
+    svg = re.sub(r'(<[^<>]*? id="|url\(#|href="#)', rf"\g<1>{prefix}", svg)
+    svg = re.sub(r"font-family: 'DejaVu Sans'[^;\"]*", "font-family: system-ui, sans-serif", svg)
+    name = f'role="img" aria-label="{html.escape(label)}" stroke-linejoin="round"'
+    return svg.replace(INK, "currentColor").replace("<svg ", f"<svg {name} ", 1).strip()

@@ -1,0 +1,128 @@
+"""Artifact directories that are either whole or absent.
+
+A stage fills a work directory; `build` hashes it, writes its manifest last and renames it into place. A reader
+trusts a directory only after `verify` has found every file unchanged. A work directory that a killed process left
+behind stays where it is, so that the next attempt can resume in it.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from medgrpo.errors import InputError
+
+MANIFEST = "manifest.json"
+
+
+class Manifest(BaseModel):
+    """What an artifact directory holds.
+
+    Attributes:
+        uri: absolute path of the directory.
+        sha256: digest over the relative paths and contents of its files.
+        bytes: their total size.
+        files: their number.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    uri: str
+    sha256: str
+    bytes: int
+    files: int
+
+    @property
+    def path(self) -> Path:
+        """The directory as a Path."""
+        return Path(self.uri)
+
+
+def describe(directory: Path) -> Manifest:
+    """Hash a directory as it stands, its manifest file left out."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST)
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(f"{path.relative_to(directory).as_posix()}\0{content}\n".encode())
+    size = sum(path.stat().st_size for path in files)
+    return Manifest(uri=str(directory.absolute()), sha256=total.hexdigest(), bytes=size, files=len(files))
+
+
+def verify(manifest: Manifest) -> bool:
+    """Whether the directory still holds exactly what the manifest says."""
+    return (manifest.path / MANIFEST).is_file() and describe(manifest.path) == manifest
+
+
+def build(target: Path, fill: Callable[[Path], None]) -> Manifest:
+    """The artifact at `target`: as it stands if intact, else filled anew in a work directory beside it.
+
+    Two processes that want the same artifact wait for each other; the lock dies with its process, so a killed run never
+    blocks the next one. If `fill` fails, the work directory stays for the next attempt to resume in.
+
+    Raises:
+        InputError: the disk is full or not writable.
+    """
+    work = target.with_name(f"{target.name}.partial")
+    with friendly_disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.with_name(f"{target.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            existing = read_manifest(target)
+            if existing and verify(existing):
+                return existing
+            work.mkdir(exist_ok=True)
+            fill(work)
+            return _publish(work, target)
+
+
+def _publish(work: Path, target: Path) -> Manifest:
+    """Turn a finished work directory into the artifact `target`; the manifest is the last file written."""
+    manifest = describe(work).model_copy(update={"uri": str(target.absolute())})
+    write_json(work / MANIFEST, manifest.model_dump())
+    if target.exists():
+        shutil.rmtree(target)
+    work.replace(target)
+    return manifest
+
+
+def read_manifest(directory: Path) -> Manifest | None:
+    """The manifest of an artifact directory; None where there is none."""
+    path = directory / MANIFEST
+    return Manifest.model_validate_json(path.read_text()) if path.is_file() else None
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as stream:
+        stream.write(text)
+    os.chmod(stream.name, 0o644)
+    os.replace(stream.name, path)
+
+
+@contextlib.contextmanager
+def friendly_disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space" and "not writable" into a sentence that names the place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"no space left on the disk of {path}. Free some, or choose another place.") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise InputError(f"{path} cannot be written ({error.strerror}). Choose a place you may write to.") from error
+        raise

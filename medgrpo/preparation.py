@@ -1,0 +1,123 @@
+"""Prepare the data of a run: split, measure, drop what is too long, check for leaks, store as `datasets.Dataset`."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medgrpo.config import RunConfig
+from medgrpo.domains import load_corpus
+from medgrpo.errors import InputError
+from medgrpo.manifests import friendly_disk_errors, write_json
+from medgrpo.policies import load_tokenizer, resolve_base
+from medgrpo.prompts import gold_completion, render_prompt
+from medgrpo.records import Corpus, Dropped, Record, digest, leaks, verdict_counts
+
+SUMMARY = "data.json"
+SPLITS = ("train", "dev", "test")
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(config: RunConfig, directory: Path) -> dict[str, Any]:
+    """Write `train/`, `dev/`, `test/` (each a saved `datasets.Dataset`) and `data.json` into a directory.
+
+    A row holds `record_id`, `prompt` (chat messages), `completion` (the gold completion; empty in test), `verdict` and
+    `record` (JSON).
+    Only train and dev records are dropped for length: the official test score needs every test record.
+
+    Returns:
+        The content of `data.json`: domain, synthetic, digests, counts, dropped, max_prompt_tokens.
+
+    Raises:
+        InputError: unusable input, or a leak.
+    """
+    corpus = load_corpus(config.data)
+    tokenizer = load_tokenizer(resolve_base(config.policy), config.policy.revision)
+    limit = config.data.max_length - config.grpo.max_completion_length
+    if limit <= 0:
+        raise InputError(
+            f"grpo.max_completion_length ({config.grpo.max_completion_length}) leaves no room for a prompt within "
+            f"data.max_length ({config.data.max_length}). Lower the first or raise the second."
+        )
+    lengths = {i: _prompt_tokens(record, tokenizer) for i, record in corpus.records.items()}
+    corpus, dropped = _drop_long(corpus, lengths, limit)
+    check_leaks(corpus.split("train") + corpus.split("dev"), corpus.splits["test"])
+    summary = _summary(corpus, dropped, lengths)
+    with friendly_disk_errors(directory):
+        for split in SPLITS:
+            _save(corpus.split(split), directory / split, with_gold=split != "test", config=config)  # type: ignore[arg-type]
+        write_json(directory / SUMMARY, summary)
+    logger.info("%s: %s; %d dropped", corpus.name, summary["counts"], len(dropped))
+    return summary
+
+
+def load_records(directory: Path, split: str) -> list[Record]:
+    """The records of one prepared split."""
+    import datasets
+
+    rows = datasets.load_from_disk(str(directory / split))
+    return [Record.model_validate_json(text) for text in rows["record"]]
+
+
+def check_leaks(train: Sequence[Record], test_ids: Sequence[str]) -> None:
+    """Stop where a test id, or a long_answer, is in a training prompt.
+
+    Raises:
+        InputError: listing up to three leaks.
+    """
+    prompts = {record.id: "\n".join(message["content"] for message in render_prompt(record)) for record in train}
+    found = leaks(prompts, test_ids, {record.id: record for record in train})
+    if found:
+        raise InputError(
+            f"{len(found)} leaks into the training prompts: {'; '.join(found[:3])}. "
+            "Training on these would make the evaluation worthless; correct the data."
+        )
+
+
+def _prompt_tokens(record: Record, tokenizer: Any) -> int:
+    ids = tokenizer.apply_chat_template(
+        render_prompt(record), add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    return len(ids)
+
+
+def _drop_long(corpus: Corpus, lengths: Mapping[str, int], limit: int) -> tuple[Corpus, list[Dropped]]:
+    dropped = [
+        Dropped(id=i, split=split, reason=f"prompt of {lengths[i]} tokens; at most {limit} leave room for a completion")
+        for split in ("train", "dev")
+        for i in corpus.splits[split]
+        if lengths[i] > limit
+    ]
+    gone = {record.id for record in dropped}
+    splits = {split: tuple(i for i in ids if i not in gone) for split, ids in corpus.splits.items()}
+    if not splits["train"]:
+        raise InputError(f"{corpus.name}: every train prompt is longer than {limit} tokens. Raise data.max_length.")
+    return corpus.model_copy(update={"splits": splits}), dropped
+
+
+def _summary(corpus: Corpus, dropped: Sequence[Dropped], lengths: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "domain": corpus.name,
+        "synthetic": corpus.synthetic,
+        "digests": {split: digest(corpus.split(split)) for split in SPLITS},
+        "counts": {split: verdict_counts(corpus.split(split)) for split in SPLITS},
+        "dropped": [record.model_dump() for record in dropped],
+        "max_prompt_tokens": max(lengths.values()),
+    }
+
+
+def _save(records: Sequence[Record], directory: Path, with_gold: bool, config: RunConfig) -> None:
+    import datasets
+
+    rows = [
+        {
+            "record_id": record.id,
+            "prompt": render_prompt(record),
+            "completion": gold_completion(record, config.rewards) if with_gold else "",
+            "verdict": record.verdict,
+            "record": record.model_dump_json(),
+        }
+        for record in records
+    ]
+    datasets.Dataset.from_list(rows).save_to_disk(str(directory))

@@ -1,0 +1,39 @@
+"""Structure: is the completion in the strict form, with a thought of sensible length that does not repeat itself?"""
+
+from medgrpo.completions import Completion
+from medgrpo.config import RewardConfig
+from medgrpo.rewards.grounding import tokenize
+
+NGRAM = 4
+TOLERATED_REPEATS = 0.4
+
+
+def structure(completion: Completion, config: RewardConfig) -> float:
+    """Structure grade in [0, 1]; 0 outside the strict form.
+
+    >>> from medgrpo.completions import parse_completion
+    >>> form = "<thought>{}</thought><answer>yes</answer>"
+    >>> structure(parse_completion(form.format("In the treated arm mortality fell from 9% to 4%.")), RewardConfig())
+    1.0
+    >>> structure(parse_completion(form.format("yes")), RewardConfig())
+    0.125
+    """
+    if not completion.well_formed:
+        return 0.0
+    words = tokenize(completion.thought)
+    return _length_grade(len(words), config) * _variety_grade(words)
+
+
+def _length_grade(words: int, config: RewardConfig) -> float:
+    """1 within the sensible range, falling linearly below it and, to 0 at twice its upper end, above it."""
+    if words < config.min_thought_words:
+        return words / config.min_thought_words
+    return min(1.0, max(0.0, 2 - words / config.max_thought_words))
+
+
+def _variety_grade(words: list[str]) -> float:
+    """1 while at most 40 % of the four-word sequences repeat: evidence and conclusion may share a phrase."""
+    grams = [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
+    if not grams:
+        return 1.0
+    return min(1.0, len(set(grams)) / len(grams) / (1 - TOLERATED_REPEATS))

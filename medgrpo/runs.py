@@ -1,0 +1,93 @@
+"""The directory a run leaves, and its summary."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from medgrpo.config import RunConfig
+from medgrpo.errors import InputError
+from medgrpo.manifests import Manifest, write_json
+from medgrpo.provenance import environment, git_commit
+
+
+def open_run_directory(config: RunConfig) -> tuple[RunConfig, Path]:
+    """Name the run, make `runs/<name>/` with its resolved config.json, and point `runs/latest` to it.
+
+    Raises:
+        InputError: the name is not a plain directory name.
+    """
+    name = config.name or f"{config.profile}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    if Path(name).name != name or name.startswith(".") or name == "latest":
+        raise InputError(f"name {name!r}: expected a plain directory name, other than 'latest' and not starting with '.'.")
+    config = config.model_copy(update={"name": name})
+    directory = config.runs_dir.absolute() / name
+    write_json(directory / "config.json", config.model_dump(mode="json"))
+    link(config.runs_dir.absolute() / "latest", directory)
+    return config, directory
+
+
+def link(path: Path, target: Path) -> None:
+    """A relative symbolic link from `path` to `target`, replacing an older one in one step."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(os.path.relpath(target, path.parent))
+    fresh.replace(path)
+
+
+def link_results(directory: Path, data: Manifest, trained: Manifest, evaluated: Manifest) -> None:
+    """Show the artifacts in the run's directory: data/, train/, evaluation/ and report.html."""
+    for name, manifest in {"data": data, "train": trained, "evaluation": evaluated}.items():
+        link(directory / name, manifest.path)
+    link(directory / "report.html", evaluated.path / "report.html")
+
+
+def summarize(
+    config: RunConfig, stages: Sequence[Mapping[str, Any]], evaluated: Manifest, trained: Manifest, registration: Mapping[str, Any], flow_run: str
+) -> dict[str, Any]:
+    """The content of summary.json."""
+    metrics = json.loads((evaluated.path / "metrics.json").read_text())
+    training = json.loads((trained.path / "training.json").read_text())
+    models = metrics["models"]
+    return {
+        "name": config.name,
+        "profile": config.profile,
+        "domain": metrics["domain"],
+        "synthetic": metrics["synthetic"],
+        "flow_run": flow_run,
+        "mlflow_run_id": registration["run_id"],
+        "model": {key: registration[key] for key in ("name", "version", "aliases", "digest")},
+        **models,
+        "comparison": metrics["comparisons"],
+        "references": metrics["references"],
+        "gate": {"outcome": "not evaluated", "reasons": ["a person decides: this version has no gate"]},
+        "flags": training["flags"],
+        "stages": list(stages),
+        "git_commit": git_commit(),
+        "environment": environment(),
+    }
+
+
+def summary_markdown(summary: Mapping[str, Any]) -> str:
+    """A table of the models and a sentence per comparison, for people."""
+    models = [name for name in ("base", "warmup", "tuned") if name in summary]
+    rows = [("accuracy", "accuracy"), ("macro-F1", "macro_f1"), ("strict form", "strict_form"), ("grounding", "grounding")]
+    lines = [f"| | {' | '.join(models)} |", f"|---|{'---|' * len(models)}"]
+    lines += [f"| {label} | {' | '.join(_percent(summary[m][key]) for m in models)} |" for label, key in rows]
+    kind = "synthetic " if summary["synthetic"] else ""
+    count = summary["tuned"]["accuracy"]["n"]
+    notes = [f"{count} held-out {kind}cases of {summary['domain']}; 95 % intervals in brackets. Not medical advice."]
+    notes += [
+        f"{pair['first']} against {pair['second']}: {pair['only_first']} cases only the first has right, "
+        f"{pair['only_second']} only the second; exact McNemar p = {pair['p_value']:.2g}."
+        for pair in summary["comparison"]
+    ]
+    model = summary["model"]
+    notes.append(f"Registered as {model['name']} version {model['version']} ({', '.join(model['aliases']) or 'no alias'}).")
+    return "\n".join(lines) + "\n\n" + "\n\n".join([*notes, *(f"**Flag:** {flag}" for flag in summary["flags"])]) + "\n"
+
+
+def _percent(interval: Mapping[str, Any]) -> str:
+    return f"{interval['value']:.1%} ({interval['low']:.1%} to {interval['high']:.1%})"

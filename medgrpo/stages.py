@@ -1,0 +1,169 @@
+"""The four stages of a run: what each depends on, where its artifact lies, and how it is filled.
+
+An artifact's key covers the settings, the inputs and the code that it depends on, and nothing else: changing an
+evaluation setting leaves training untouched.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from medgrpo.config import RunConfig, resolve_mlflow_uri
+from medgrpo.errors import ServiceUnreachable
+from medgrpo.manifests import Manifest, build, verify, write_json
+from medgrpo.provenance import code_version, fingerprint
+
+ARTIFACTS = ".artifacts"
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(config: RunConfig) -> Manifest:
+    """Prepared data (see `medgrpo.preparation`)."""
+    from medgrpo.preparation import prepare as fill
+
+    return build(_target(config, prepare_key(config)), lambda directory: fill(config, directory))
+
+
+def prepare_key(config: RunConfig) -> str:
+    """Key of the prepared data: settings, content of the input files, code."""
+    inputs = {
+        "data": config.data.model_dump(mode="json", exclude={"path", "ground_truth"}),
+        "files": [_content(path) for path in _input_files(config)],
+        "tokenizer": [config.policy.base, config.policy.revision],
+        "completion": config.grpo.max_completion_length,
+        "rewards": config.rewards.model_dump(),
+        "code": code_version("medgrpo.preparation", "medgrpo.domains.synthetic"),
+    }
+    return f"data-{fingerprint(inputs)}"
+
+
+def train(config: RunConfig, data: Manifest, on_progress: Callable[[Mapping[str, Any]], None], begin: Callable[[Path], None]) -> Manifest:
+    """A trained policy (see `medgrpo.training`).
+
+    Args:
+        config: the run's settings.
+        data: the prepared data.
+        on_progress: called with each row of metrics.jsonl.
+        begin: called with the work directory before training starts.
+    """
+    from medgrpo.training.launch import run
+
+    def fill(directory: Path) -> None:
+        begin(directory)
+        run(config, data.path, directory, on_progress)
+
+    return build(_target(config, train_key(config, data)), fill)
+
+
+def train_key(config: RunConfig, data: Manifest) -> str:
+    """Key of the trained policy: everything that shapes its weights."""
+    inputs = {
+        "data": data.path.name,
+        "policy": config.policy.model_dump(),
+        "warmup": config.warmup.model_dump(),
+        "grpo": config.grpo.model_dump(),
+        "rewards": config.rewards.model_dump(),
+        "seed": config.seed,
+        "processes": config.processes,
+        "code": code_version("medgrpo.training.__main__"),
+    }
+    return f"train-{fingerprint(inputs)}"
+
+
+def evaluate(config: RunConfig, data: Manifest, trained: Manifest, on_progress: Callable[[str, int, int], None]) -> Manifest:
+    """Predictions, metrics and report (see `medgrpo.evaluation.compare`)."""
+    from medgrpo.evaluation.compare import evaluate_training
+
+    answers = config.runs_dir / ARTIFACTS / f"answers-{code_version('medgrpo.evaluation.generate', 'medgrpo.prompts')}"
+
+    def fill(directory: Path) -> None:
+        evaluate_training(config, data.path, trained.path, directory, answers, on_progress)
+
+    return build(_target(config, evaluate_key(config, data, trained)), fill)
+
+
+def evaluate_key(config: RunConfig, data: Manifest, trained: Manifest) -> str:
+    """Key of an evaluation: the weights as they are on disk, the cases, the settings."""
+    inputs = {
+        "data": data.path.name,
+        "weights": trained.sha256,
+        "evaluation": config.evaluation.model_dump(),
+        "rewards": config.rewards.model_dump(),
+        "code": code_version("medgrpo.evaluation.compare"),
+    }
+    return f"evaluation-{fingerprint(inputs)}"
+
+
+def register(config: RunConfig, data: Manifest, trained: Manifest, evaluated: Manifest, tags: Mapping[str, str]) -> Manifest:
+    """A model version in the MLflow registry; the artifact holds registration.json."""
+    from medgrpo.provenance import git_commit
+    from medgrpo.registry import Candidate
+    from medgrpo.registry import register as register_candidate
+
+    candidate = Candidate(
+        config=config,
+        train_dir=trained.path,
+        model_dir=trained.path / "model",
+        data_dir=data.path,
+        evaluation_dir=evaluated.path,
+        model_digest=trained.sha256,
+        git_commit=git_commit(),
+        tags=tags,
+    )
+
+    def fill(directory: Path) -> None:
+        write_json(directory / "registration.json", asdict(register_candidate(candidate)))
+
+    return build(_target(config, register_key(config, trained, evaluated)), fill)
+
+
+def register_key(config: RunConfig, trained: Manifest, evaluated: Manifest) -> str:
+    """Key of a registration: exactly these weights with exactly this evaluation, in this registry."""
+    inputs = {
+        "weights": trained.sha256,
+        "evaluation": evaluated.sha256,
+        "tracking": config.tracking.model_dump(),
+        "uri": resolve_mlflow_uri(config),
+    }
+    return f"registration-{fingerprint(inputs)}"
+
+
+def registration_holds(config: RunConfig, manifest: Manifest) -> bool:
+    """Whether a registration's artifact is intact and the registry, as far as it answers, still holds its version."""
+    from medgrpo.registry import holds
+
+    if not verify(manifest):
+        return False
+    registration = read_registration(manifest)
+    try:
+        return holds(config, registration["name"], registration["version"])
+    except ServiceUnreachable as error:
+        logger.warning("%s The registration is taken as it was recorded.", error)
+        return True
+
+
+def read_registration(manifest: Manifest) -> dict[str, Any]:
+    """The content of registration.json."""
+    return json.loads((manifest.path / "registration.json").read_text())
+
+
+def _target(config: RunConfig, key: str) -> Path:
+    return config.runs_dir.absolute() / ARTIFACTS / key
+
+
+def _input_files(config: RunConfig) -> list[Path]:
+    from medgrpo.domains.pubmedqa import DEFAULT_GROUND_TRUTH
+
+    if not config.data.path:
+        return []
+    return [config.data.path, config.data.ground_truth or config.data.path.parent / DEFAULT_GROUND_TRUTH]
+
+
+def _content(path: Path) -> str | None:
+    """Digest of a file; None where it cannot be read, which the stage itself reports in plain words."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

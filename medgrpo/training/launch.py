@@ -1,0 +1,121 @@
+"""Start the training process and follow it: progress, time limit, and what its end means."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from medgrpo import errors
+from medgrpo.config import RunConfig
+from medgrpo.errors import TrainingCrashed
+from medgrpo.manifests import write_json
+
+POLL_SECONDS = 0.5
+LOG_LINES = 15
+
+# Threads that spin while they wait make a shared machine many times slower; ones that sleep cost next to nothing.
+_CHILD_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+
+Progress = Callable[[Mapping[str, Any]], None]
+
+
+def run(config: RunConfig, data: Path, directory: Path, on_progress: Progress = lambda row: None) -> dict[str, Any]:
+    """Train in a process of its own, resuming what an earlier attempt left in `directory`.
+
+    Args:
+        config: the run's settings.
+        data: directory of the prepared data.
+        directory: work directory (see `medgrpo.training`).
+        on_progress: called with each new row of metrics.jsonl.
+
+    Returns:
+        The content of training.json.
+
+    Raises:
+        TrainingCrashed: the process was killed, ran out of memory or of time; calling again resumes it.
+        TrainingAlarm: it stopped itself, because going on was pointless.
+        InputError: it cannot run with these settings.
+    """
+    write_json(directory / "job.json", {"config": config.model_dump(mode="json"), "data": str(data.absolute())})
+    (directory / "failure.json").unlink(missing_ok=True)
+    with (directory / "train.log").open("a") as log:
+        process = subprocess.Popen(
+            _command(config, directory),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**_CHILD_ENVIRONMENT, **os.environ, "MEDGRPO_PARENT": str(os.getpid())},
+        )
+        try:
+            _follow(process, directory / "metrics.jsonl", on_progress, config.training_timeout_minutes * 60)
+        finally:
+            _end(process)
+    if process.returncode:
+        raise _failure(process.returncode, directory)
+    return json.loads((directory / "training.json").read_text())
+
+
+def _command(config: RunConfig, directory: Path) -> list[str]:
+    module = ["-m", "medgrpo.training", str(directory)]
+    if config.processes == 1:
+        return [sys.executable, *module]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    return [*launcher, "--num_processes", str(config.processes), *module]
+
+
+def _follow(process: subprocess.Popen[bytes], metrics: Path, on_progress: Progress, limit: float) -> None:
+    """Report rows as they are written, until the process ends or its time is up."""
+    deadline = time.monotonic() + limit
+    position = metrics.stat().st_size if metrics.is_file() else 0
+    while True:
+        ended = process.poll() is not None
+        position = _report(metrics, position, on_progress)
+        if ended:
+            return
+        if time.monotonic() > deadline:
+            raise TrainingCrashed(
+                f"training was stopped after its limit of {limit / 60:g} minutes (training_timeout_minutes). "
+                "Running it again resumes from the last checkpoint."
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _report(metrics: Path, position: int, on_progress: Progress) -> int:
+    if not metrics.is_file():
+        return position
+    with metrics.open("rb") as stream:
+        stream.seek(position)
+        # A line still being written is left for the next look.
+        text = stream.read().rpartition(b"\n")
+    for line in text[0].splitlines():
+        on_progress(json.loads(line))
+    return position + len(text[0]) + len(text[1])
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Stop the process and everything it started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _failure(code: int, directory: Path) -> errors.MedgrpoError:
+    """The error that a failed training process means."""
+    note = directory / "failure.json"
+    if note.is_file():
+        failure = json.loads(note.read_text())
+        return getattr(errors, failure["kind"])(failure["message"])
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    hint = " (out of memory? lower grpo.micro_batch)" if code == -signal.SIGKILL else ""
+    tail = "\n".join((directory / "train.log").read_text(errors="replace").splitlines()[-LOG_LINES:])
+    return TrainingCrashed(f"the training process {how}{hint}. Its last lines, from {directory / 'train.log'}:\n{tail}")

@@ -1,0 +1,112 @@
+"""Warm-up: supervised fine-tuning on gold completions, so that GRPO starts from a policy that knows the form."""
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medgrpo.config import RunConfig
+from medgrpo.training.callbacks import Alarms, CompleteCheckpoints, MetricsFile, last_complete_checkpoint
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def train_warmup(model: Any, tokenizer: Any, rows: "Dataset", config: RunConfig, directory: Path, metrics: Path) -> None:
+    """Fine-tune the adapter with TRL's SFTTrainer; the loss counts the completion's tokens only.
+
+    Args:
+        model: a PEFT model with a trainable adapter.
+        tokenizer: its tokenizer.
+        rows: prepared training rows (`prompt`, `completion`, `verdict`).
+        config: the run's settings.
+        directory: where checkpoints go; training resumes from the last complete one in it.
+        metrics: the `metrics.jsonl` to append to.
+
+    Raises:
+        TrainingAlarm: the loss is not finite.
+    """
+    from trl import SFTTrainer
+
+    order = balanced_order(rows["verdict"], len(rows), config.warmup.balance, config.seed)
+    dataset = rows.select(order).map(_conversation, remove_columns=rows.column_names)
+    trainer = SFTTrainer(
+        model=model,
+        args=_arguments(config, directory),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        callbacks=[MetricsFile(metrics, "warmup"), CompleteCheckpoints(), Alarms(config.grpo.alarm_patience)],
+    )
+    checkpoint = last_complete_checkpoint(directory)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def balanced_order(verdicts: list[str], count: int, balance: float, seed: int) -> list[int]:
+    """Indices of `count` rows whose verdicts lie between their natural shares and equal ones.
+
+    Args:
+        verdicts: verdict of each row.
+        count: number of indices wanted.
+        balance: 0 keeps the natural shares, 1 makes them equal, between them they are interpolated.
+        seed: seed of the draw.
+
+    Returns:
+        Indices in random order; within a verdict every row is used before any is used again.
+
+    >>> order = balanced_order(["yes"] * 8 + ["no"] * 2, 10, 1.0, 0)
+    >>> sum(i < 8 for i in order)
+    5
+    """
+    generator = random.Random(seed)
+    rows_of = {verdict: [i for i, v in enumerate(verdicts) if v == verdict] for verdict in sorted(set(verdicts))}
+    shares = {v: (1 - balance) * len(rows) / len(verdicts) + balance / len(rows_of) for v, rows in rows_of.items()}
+    taken: dict[str, int] = dict.fromkeys(rows_of, 0)
+    queues: dict[str, list[int]] = {verdict: [] for verdict in rows_of}
+    order: list[int] = []
+    for position in range(1, count + 1):
+        # The verdict furthest behind its share comes next, so that every stretch is balanced, not only the whole.
+        verdict = max(rows_of, key=lambda v: (shares[v] * position - taken[v], v))
+        if not queues[verdict]:
+            queues[verdict] = generator.sample(rows_of[verdict], len(rows_of[verdict]))
+        order.append(queues[verdict].pop())
+        taken[verdict] += 1
+    return order
+
+
+def _conversation(row: dict[str, Any]) -> dict[str, Any]:
+    return {"prompt": row["prompt"], "completion": [{"role": "assistant", "content": row["completion"]}]}
+
+
+def _arguments(config: RunConfig, directory: Path) -> Any:
+    import torch
+    from trl import SFTConfig
+
+    warmup = config.warmup
+    return SFTConfig(
+        output_dir=str(directory),
+        num_train_epochs=warmup.epochs,
+        per_device_train_batch_size=warmup.micro_batch,
+        gradient_accumulation_steps=max(1, warmup.batch_size // (warmup.micro_batch * config.processes)),
+        learning_rate=warmup.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=warmup.warmup_ratio,
+        weight_decay=warmup.weight_decay,
+        max_grad_norm=warmup.max_grad_norm,
+        max_length=config.data.max_length,
+        completion_only_loss=True,
+        packing=False,
+        # Completions of like length share a micro-batch, so that little is padded.
+        train_sampling_strategy="group_by_length",
+        optim="adamw_torch",
+        gradient_checkpointing=config.grpo.gradient_checkpointing,
+        bf16=config.policy.autocast == "bfloat16",
+        fp16=False,
+        use_cpu=not torch.cuda.is_available(),
+        seed=config.seed,
+        save_strategy="steps",
+        save_steps=warmup.save_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+    )

@@ -1,0 +1,65 @@
+"""Progress of long work: a terminal bar, log lines, and a Prefect progress artifact."""
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.logging import get_run_logger
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+LOG_SECONDS = 15
+
+
+class StageProgress:
+    """Follows one piece of work; use it as a context manager inside a task.
+
+    Args:
+        key: key of the Prefect artifact (lower case, dashes).
+        description: what is under way.
+    """
+
+    def __init__(self, key: str, description: str) -> None:
+        self._artifact = create_progress_artifact(progress=0.0, key=key, description=description)
+        self._logger = get_run_logger()
+        self._logged = float("-inf")
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[note]}"),
+            TimeRemainingColumn(),
+            disable=not sys.stderr.isatty(),
+            transient=True,
+        )
+        self._bars: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def training(self, row: Mapping[str, Any]) -> None:
+        """Report a row of metrics.jsonl."""
+        parts = [f"{name} {row[name]:.3f}" for name in ("reward", "loss") if name in row]
+        left = f"{row['seconds_left'] / 60:.1f} min left"
+        self.advance(row["phase"], row["step"], row["steps"], ", ".join([*parts, left]))
+
+    def answers(self, model: str, done: int, total: int) -> None:
+        """Report answers that a model has given."""
+        self.advance(f"answers of {model}", done, total, "")
+
+    def advance(self, name: str, done: int, total: int, note: str) -> None:
+        """Move the bar called `name`; log and update the artifact every 15 seconds and at its end."""
+        if name not in self._bars:
+            self._bars[name] = self._bar.add_task(name, total=total, note=note)
+        self._bar.update(self._bars[name], completed=done, note=note)
+        if done == total or time.monotonic() - self._logged > LOG_SECONDS:
+            self._logged = time.monotonic()
+            self._logger.info("%s %d/%d %s", name, done, total, note)
+            update_progress_artifact(self._artifact, progress=100.0 * done / total, description=f"{name} {note}")

@@ -1,0 +1,117 @@
+"""The four stages of train-medgrpo as retryable, cached tasks. Their result is a small manifest, never a model."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.context import TaskRunContext
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+
+from medgrpo import stages
+from medgrpo.config import RunConfig
+from medgrpo.errors import ServiceUnreachable
+from medgrpo.manifests import Manifest
+from tasks.progress import StageProgress
+from tasks.running import RETRIES, RETRY_SECONDS, cache_key, worth_retrying
+
+# How long a tracking server that did not answer is left alone, so that an outage does not slow training.
+OUTAGE_SECONDS = 120
+
+_SURVIVES: dict[str, Any] = {
+    "retries": RETRIES,
+    "retry_delay_seconds": RETRY_SECONDS,
+    "retry_condition_fn": worth_retrying,
+    "persist_result": True,
+    "result_serializer": "json",
+}
+
+
+def _prepare_key(_: TaskRunContext, given: dict[str, Any]) -> str:
+    return cache_key(given["config"], stages.prepare_key(given["config"]))
+
+
+def _train_key(_: TaskRunContext, given: dict[str, Any]) -> str:
+    return cache_key(given["config"], stages.train_key(given["config"], given["data"]))
+
+
+def _evaluate_key(_: TaskRunContext, given: dict[str, Any]) -> str:
+    return cache_key(given["config"], stages.evaluate_key(given["config"], given["data"], given["trained"]))
+
+
+def _register_key(_: TaskRunContext, given: dict[str, Any]) -> str:
+    return cache_key(given["config"], stages.register_key(given["config"], given["trained"], given["evaluated"]))
+
+
+@task(name="prepare", cache_key_fn=_prepare_key, **_SURVIVES)
+def prepare(config: RunConfig) -> Manifest:
+    """Split, check and store the data."""
+    return stages.prepare(config)
+
+
+@task(name="train", cache_key_fn=_train_key, **_SURVIVES)
+def train(config: RunConfig, data: Manifest) -> Manifest:
+    """Warm up and train in a process of its own; a retry resumes from the last checkpoint."""
+    with StageProgress("train-medgrpo-training", f"Training {config.policy.base}") as progress:
+        tracker = _Tracker(config)
+
+        def follow(row: Mapping[str, Any]) -> None:
+            progress.training(row)
+            tracker.catch_up()
+
+        return stages.train(config, data, follow, tracker.begin)
+
+
+@task(name="evaluate", cache_key_fn=_evaluate_key, **_SURVIVES)
+def evaluate(config: RunConfig, data: Manifest, trained: Manifest) -> Manifest:
+    """Let base, warm-up and tuned model answer the same cases, and compare them."""
+    with StageProgress("train-medgrpo-evaluation", "Evaluating") as progress:
+        return stages.evaluate(config, data, trained, progress.answers)
+
+
+@task(name="register", cache_key_fn=_register_key, **_SURVIVES)
+def register(config: RunConfig, data: Manifest, trained: Manifest, evaluated: Manifest) -> Manifest:
+    """Log the run and register the model version."""
+    return stages.register(config, data, trained, evaluated, _flow_tags())
+
+
+class _Tracker:
+    """Passes training metrics on to MLflow; while MLflow is away they wait in metrics.jsonl."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config, self._run_id, self._directory = config, "", Path()
+        self._silent_until = float("-inf")
+
+    def begin(self, directory: Path) -> None:
+        """Open, or find again, the MLflow run of this training."""
+        self._directory = directory
+        self._attempt(self._open)
+
+    def catch_up(self) -> None:
+        """Send the rows that MLflow does not have yet; open the run first if that failed before."""
+        self._attempt(self._sync if self._run_id else self._open)
+
+    def _open(self) -> None:
+        from medgrpo.registry import open_run
+
+        self._run_id = open_run(self._config, self._directory, _flow_tags())
+
+    def _sync(self) -> None:
+        from medgrpo.registry import METRICS_FILE, SYNC_FILE, sync_metrics
+
+        sync_metrics(self._config, self._run_id, self._directory / METRICS_FILE, self._directory / SYNC_FILE)
+
+    def _attempt(self, call: Any) -> None:
+        if time.monotonic() < self._silent_until:
+            return
+        try:
+            call()
+        except ServiceUnreachable as error:
+            get_run_logger().warning("%s Training goes on; metrics wait in metrics.jsonl.", error)
+            self._silent_until = time.monotonic() + OUTAGE_SECONDS
+
+
+def _flow_tags() -> dict[str, str]:
+    return {"medgrpo.flow_run": str(flow_run.id or "none"), "medgrpo.flow_run_name": str(flow_run.name or "none")}
