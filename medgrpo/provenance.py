@@ -47,7 +47,7 @@ def code_version(*modules: str) -> str:
 
 
 def git_commit() -> str | None:
-    """Commit of the working tree the code runs from, with "+changes" where it has uncommitted ones; None outside git."""
+    """Commit of the working tree the code runs from, with "+changes" where it differs; None outside git."""
     commit = _git("rev-parse", "--short=12", "HEAD")
     if not commit:
         return None

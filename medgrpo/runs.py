@@ -21,7 +21,9 @@ def open_run_directory(config: RunConfig) -> tuple[RunConfig, Path]:
     """
     name = config.name or f"{config.profile}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     if Path(name).name != name or name.startswith(".") or name == "latest":
-        raise InputError(f"name {name!r}: expected a plain directory name, other than 'latest' and not starting with '.'.")
+        raise InputError(
+            f"name {name!r}: expected a plain directory name, other than 'latest' and not starting with '.'."
+        )
     config = config.model_copy(update={"name": name})
     directory = config.runs_dir.absolute() / name
     write_json(directory / "config.json", config.model_dump(mode="json"))
@@ -45,7 +47,12 @@ def link_results(directory: Path, data: Manifest, trained: Manifest, evaluated: 
 
 
 def summarize(
-    config: RunConfig, stages: Sequence[Mapping[str, Any]], evaluated: Manifest, trained: Manifest, registration: Mapping[str, Any], flow_run: str
+    config: RunConfig,
+    stages: Sequence[Mapping[str, Any]],
+    evaluated: Manifest,
+    trained: Manifest,
+    registration: Mapping[str, Any],
+    flow_run: str,
 ) -> dict[str, Any]:
     """The content of summary.json."""
     metrics = json.loads((evaluated.path / "metrics.json").read_text())
@@ -73,7 +80,12 @@ def summarize(
 def summary_markdown(summary: Mapping[str, Any]) -> str:
     """A table of the models and a sentence per comparison, for people."""
     models = [name for name in ("base", "warmup", "tuned") if name in summary]
-    rows = [("accuracy", "accuracy"), ("macro-F1", "macro_f1"), ("strict form", "strict_form"), ("grounding", "grounding")]
+    rows = [
+        ("accuracy", "accuracy"),
+        ("macro-F1", "macro_f1"),
+        ("strict form", "strict_form"),
+        ("grounding", "grounding"),
+    ]
     lines = [f"| | {' | '.join(models)} |", f"|---|{'---|' * len(models)}"]
     lines += [f"| {label} | {' | '.join(_percent(summary[m][key]) for m in models)} |" for label, key in rows]
     kind = "synthetic " if summary["synthetic"] else ""
@@ -85,7 +97,9 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
         for pair in summary["comparison"]
     ]
     model = summary["model"]
-    notes.append(f"Registered as {model['name']} version {model['version']} ({', '.join(model['aliases']) or 'no alias'}).")
+    notes.append(
+        f"Registered as {model['name']} version {model['version']} ({', '.join(model['aliases']) or 'no alias'})."
+    )
     return "\n".join(lines) + "\n\n" + "\n\n".join([*notes, *(f"**Flag:** {flag}" for flag in summary["flags"])]) + "\n"
 
 

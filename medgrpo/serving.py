@@ -79,7 +79,7 @@ def python_model() -> "PythonModel":
             self,
             context: PythonModelContext,
             model_input: pandas.DataFrame,
-            params: dict[str, Any] | None = None,  # noqa: ARG002 - MLflow's interface
+            params: dict[str, Any] | None = None,
         ) -> list[dict[str, str | None]]:
             """Answer a data frame (or a list) of {question, contexts}."""
             rows = model_input.to_dict("records") if isinstance(model_input, pandas.DataFrame) else model_input

@@ -42,7 +42,9 @@ def prepare_key(config: RunConfig) -> str:
     return f"data-{fingerprint(inputs)}"
 
 
-def train(config: RunConfig, data: Manifest, on_progress: Callable[[Mapping[str, Any]], None], begin: Callable[[Path], None]) -> Manifest:
+def train(
+    config: RunConfig, data: Manifest, on_progress: Callable[[Mapping[str, Any]], None], begin: Callable[[Path], None]
+) -> Manifest:
     """A trained policy (see `medgrpo.training`).
 
     Args:
@@ -75,7 +77,9 @@ def train_key(config: RunConfig, data: Manifest) -> str:
     return f"train-{fingerprint(inputs)}"
 
 
-def evaluate(config: RunConfig, data: Manifest, trained: Manifest, on_progress: Callable[[str, int, int], None]) -> Manifest:
+def evaluate(
+    config: RunConfig, data: Manifest, trained: Manifest, on_progress: Callable[[str, int, int], None]
+) -> Manifest:
     """Predictions, metrics and report (see `medgrpo.evaluation.compare`)."""
     from medgrpo.evaluation.compare import evaluate_training
 
@@ -99,7 +103,9 @@ def evaluate_key(config: RunConfig, data: Manifest, trained: Manifest) -> str:
     return f"evaluation-{fingerprint(inputs)}"
 
 
-def register(config: RunConfig, data: Manifest, trained: Manifest, evaluated: Manifest, tags: Mapping[str, str]) -> Manifest:
+def register(
+    config: RunConfig, data: Manifest, trained: Manifest, evaluated: Manifest, tags: Mapping[str, str]
+) -> Manifest:
     """A model version in the MLflow registry; the artifact holds registration.json."""
     from medgrpo.provenance import git_commit
     from medgrpo.registry import Candidate

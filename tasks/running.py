@@ -42,7 +42,9 @@ class StageResult:
         return {"name": self.name, "seconds": self.seconds, "cached": self.cached}
 
 
-def run_stage(stage: Task[..., Manifest], *arguments: Any, still_valid: Callable[[Manifest], bool] = verify) -> StageResult:
+def run_stage(
+    stage: Task[..., Manifest], *arguments: Any, still_valid: Callable[[Manifest], bool] = verify
+) -> StageResult:
     """Run a task; where Prefect answers from its cache, check the artifact and run again if it is damaged or gone.
 
     Args:
@@ -66,7 +68,7 @@ def cache_key(config: RunConfig, key: str) -> str:
     return f"{key}-{fingerprint(str(config.runs_dir.absolute()))}"
 
 
-def worth_retrying(task: Any, task_run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001 - Prefect's interface
+def worth_retrying(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
     """Crashes and outages are retried; bad input and training alarms would only fail again.
 
     Prefect silently ignores a condition that is not a plain function.

@@ -15,7 +15,9 @@ def load_corpus(config: DataConfig) -> Corpus:
     """
     corpus = _LOADERS[config.domain](config)
     train, dev = split_pool(corpus.split("train"), config.fold, config.split_seed)
-    corpus = corpus.model_copy(update={"splits": {"train": tuple(train), "dev": tuple(dev), "test": corpus.splits["test"]}})
+    corpus = corpus.model_copy(
+        update={"splits": {"train": tuple(train), "dev": tuple(dev), "test": corpus.splits["test"]}}
+    )
     _require_all_verdicts(corpus)
     return corpus
 
@@ -28,7 +30,9 @@ def _load_pubmedqa(config: DataConfig) -> Corpus:
 
 def _load_synthetic(config: DataConfig) -> Corpus:
     if config.path or config.ground_truth:
-        raise InputError("data.path is set, but data.domain is 'synthetic', which is generated: set data.domain=pubmedqa.")
+        raise InputError(
+            "data.path is set, but data.domain is 'synthetic', which is generated: set data.domain=pubmedqa."
+        )
     from medgrpo.domains import synthetic
 
     pool, test = synthetic.load(config.synthetic_pool, config.synthetic_test, config.synthetic_seed)

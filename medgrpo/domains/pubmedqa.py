@@ -7,8 +7,8 @@ Jin et al. 2019, arXiv 1909.06146. `ori_pqal.json` maps a PMID to a record, shor
      "LABELS": ["AIMS", "METHODS", "RESULTS"], "YEAR": "2002", "final_decision": "yes",
      "LONG_ANSWER": "Linear anorectal endosonography demonstrated incomplete or even absent relaxation ..."}
 
-The official split holds 500 PMIDs for test and leaves 500 as the pool for train and dev. `official_test_ids` computes it,
-so the Hub's single 1,000-row "train" split is never cut naively.
+The official split holds 500 PMIDs for test and leaves 500 as the pool for train and dev. `official_test_ids` computes
+it, so the Hub's single 1,000-row "train" split is never cut naively.
 """
 
 import hashlib
@@ -98,7 +98,8 @@ def official_test_ids(records: Mapping[str, Record], source: str) -> list[str]:
     if hashlib.sha256(" ".join(sorted(test)).encode()).hexdigest() != OFFICIAL_TEST_SHA256:
         raise InputError(
             f"{source}: the official test split cannot be computed, these are not the 1,000 published records in their "
-            f"order ({len(records)} records found). Give the split itself: --set data.ground_truth=PATH/{DEFAULT_GROUND_TRUTH}."
+            f"order ({len(records)} records found). Give the split itself: --set "
+            f"data.ground_truth=PATH/{DEFAULT_GROUND_TRUTH}."
         )
     return test
 

@@ -25,7 +25,7 @@ _UNCLEAR = re.compile(
 
 
 def majority_rule(train: Sequence[Record]) -> Callable[[Record], str]:
-    """A rule that answers every question with the most frequent verdict of `train`; ties go to the earlier of yes, no, maybe.
+    """A rule that always gives the most frequent verdict of `train`; ties go to the earlier of yes, no, maybe.
 
     Raises:
         InputError: `train` is empty, so there is no majority.
@@ -34,7 +34,7 @@ def majority_rule(train: Sequence[Record]) -> Callable[[Record], str]:
         raise InputError("majority_rule: got no training records, so there is no majority verdict; pass at least one.")
     counts = verdict_counts(train)
     verdict = max(counts, key=counts.__getitem__)
-    return lambda record: verdict  # noqa: ARG005
+    return lambda record: verdict
 
 
 def keyword_rule(record: Record) -> str:

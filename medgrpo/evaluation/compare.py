@@ -51,7 +51,10 @@ class Contestant:
 
     def identity(self) -> str:
         """What tells this model's answers from another's: names, and digests of the weights on disk."""
-        weights = [*Path(self.source).glob("*.safetensors"), *(self.adapter.glob("*.safetensors") if self.adapter else [])]
+        weights = [
+            *Path(self.source).glob("*.safetensors"),
+            *(self.adapter.glob("*.safetensors") if self.adapter else []),
+        ]
         parts = [self.revision or "", *(_file_digest(path) for path in sorted(weights))]
         return hashlib.sha256(" ".join(parts if weights else [self.source, *parts]).encode()).hexdigest()
 
@@ -96,7 +99,8 @@ def evaluate(
     for model in models:
         generations = _answers(model, records, config, answers_cache, on_progress)
         answers[model.name] = [
-            answer_row(record, generation, config.rewards) for record, generation in zip(records, generations, strict=True)
+            answer_row(record, generation, config.rewards)
+            for record, generation in zip(records, generations, strict=True)
         ]
         logger.info("%s: %d answers", model.name, len(records))
     metrics = score(config, json.loads((data / SUMMARY).read_text()), load_records(data, "train"), records, answers)
@@ -184,7 +188,9 @@ def draw_cases(records: Sequence[Record], config: EvaluationConfig) -> list[Reco
     for record in sorted(records, key=lambda r: hashlib.sha256(f"{config.seed} {r.id}".encode()).digest()):
         by_verdict.setdefault(record.verdict, []).append(record)
     ranked = sorted(
-        ((position + 0.5) / len(group), record.id) for group in by_verdict.values() for position, record in enumerate(group)
+        ((position + 0.5) / len(group), record.id)
+        for group in by_verdict.values()
+        for position, record in enumerate(group)
     )
     chosen = {record_id for _, record_id in ranked[: config.cases]}
     return [record for record in records if record.id in chosen]

@@ -61,7 +61,9 @@ def answer_row(record: Record, generation: Generation, rewards: RewardConfig) ->
     }
 
 
-def model_metrics(experts: Sequence[str], answers: Sequence[Mapping[str, Any]], config: EvaluationConfig) -> dict[str, Any]:
+def model_metrics(
+    experts: Sequence[str], answers: Sequence[Mapping[str, Any]], config: EvaluationConfig
+) -> dict[str, Any]:
     """All metrics of one model, each {value, low, high, n} with its 95 % interval."""
     n = len(experts)
     verdicts = [answer["verdict"] or "" for answer in answers]
@@ -85,7 +87,9 @@ def model_metrics(experts: Sequence[str], answers: Sequence[Mapping[str, Any]], 
         "grounding": mean("grounding"),
         "mean_length": mean("tokens"),
         "f1": {
-            verdict: interval(lambda rows, c=code: float(f1_scores(expected[rows], predicted[rows], [c])[0]), experts.count(verdict))
+            verdict: interval(
+                lambda rows, c=code: float(f1_scores(expected[rows], predicted[rows], [c])[0]), experts.count(verdict)
+            )
             for code, verdict in enumerate(VERDICTS)
             if verdict in experts
         },
@@ -101,7 +105,11 @@ def confusion(experts: Sequence[str], verdicts: Sequence[str]) -> dict[str, dict
 
 
 def compare(
-    first: str, second: str, experts: Sequence[str], answers: Mapping[str, Sequence[Mapping[str, Any]]], config: EvaluationConfig
+    first: str,
+    second: str,
+    experts: Sequence[str],
+    answers: Mapping[str, Sequence[Mapping[str, Any]]],
+    config: EvaluationConfig,
 ) -> dict[str, Any]:
     """Exact McNemar test of two models, and their difference in accuracy (second minus first) with its interval."""
     right = {
@@ -110,7 +118,9 @@ def compare(
     }
     only_first, only_second, p_value = mcnemar(right[first].tolist(), right[second].tolist())
     gains = right[second].astype(float) - right[first].astype(float)
-    difference: Interval = bootstrap(lambda rows: float(gains[rows].mean()), len(experts), config.resamples, config.seed)
+    difference: Interval = bootstrap(
+        lambda rows: float(gains[rows].mean()), len(experts), config.resamples, config.seed
+    )
     return {
         "first": first,
         "second": second,

@@ -20,7 +20,9 @@ class VerdictMetric(evaluate.Metric):
             description="Accuracy and macro-F1 of yes/no/maybe verdicts, as in PubMedQA's official evaluation.",
             citation="Jin et al. 2019, PubMedQA: A Dataset for Biomedical Research Question Answering.",
             inputs_description="predictions and references: lists of 'yes', 'no', 'maybe'; '' is an unreadable answer.",
-            features=datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")}),
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+            ),
         )
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:

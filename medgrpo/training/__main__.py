@@ -41,6 +41,8 @@ def train(config: RunConfig, data: Path, directory: Path) -> None:
     from medgrpo.training.warmup import train_warmup
 
     logprobs.install()
+    # Cached maps would be written into the prepared data, which must stay as it was hashed.
+    datasets.disable_caching()
     started = time.monotonic()
     metrics = directory / "metrics.jsonl"
     rows = datasets.load_from_disk(str(data / "train"))
@@ -50,7 +52,6 @@ def train(config: RunConfig, data: Path, directory: Path) -> None:
         adapter = _phase(config, None, directory / "warmup", rows, metrics, train_warmup)
     start = adapter
     adapter = _phase(config, adapter, directory / "grpo", rows, metrics, train_grpo)
-    _, tokenizer = load_trainable(config.policy, adapter)
     summary = {
         "adapter_change": adapter_change(start, adapter),
         **_merge(config, adapter, directory / "model"),

@@ -82,8 +82,8 @@ class Alarms(TrainerCallback):
         self._empty = self._empty + 1 if length <= 1 else 0
         if self._empty >= self._patience:
             raise TrainingAlarm(
-                f"every completion has been empty for {self._empty} steps (at step {state.global_step}). Check the chat "
-                "template and the end-of-turn token, warm up longer, or compute in float32."
+                f"every completion has been empty for {self._empty} steps (at step {state.global_step}). Check the "
+                "chat template and the end-of-turn token, warm up longer, or compute in float32."
             )
 
 
@@ -91,4 +91,3 @@ def last_complete_checkpoint(directory: Path) -> Path | None:
     """The newest checkpoint that was wholly written; None where there is none."""
     marked = [path.parent for path in directory.glob(f"checkpoint-*/{COMPLETE}")]
     return max(marked, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-

@@ -1,4 +1,4 @@
-"""GRPO: group relative policy optimisation with TRL, every value set from config (Shao et al. 2024, arXiv 2402.03300)."""
+"""GRPO, group relative policy optimisation, with TRL; every value comes from config (Shao et al., arXiv 2402.03300)."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,8 +55,8 @@ def accumulation_steps(config: RunConfig) -> int:
     completions, at_once = grpo.prompts_per_step * grpo.group_size, grpo.micro_batch * config.processes
     if completions % at_once:
         raise InputError(
-            f"grpo.prompts_per_step x grpo.group_size = {completions} completions a step cannot be cut into micro-batches "
-            f"of {grpo.micro_batch} on {config.processes} process(es); choose a grpo.micro_batch that divides it."
+            f"grpo.prompts_per_step x grpo.group_size = {completions} completions a step cannot be cut into "
+            f"micro-batches of {grpo.micro_batch} on {config.processes} process(es); choose a grpo.micro_batch that divides it."
         )
     return completions // at_once
 

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def train_warmup(model: Any, tokenizer: Any, rows: "Dataset", config: RunConfig, directory: Path, metrics: Path) -> None:
+def train_warmup(
+    model: Any, tokenizer: Any, rows: "Dataset", config: RunConfig, directory: Path, metrics: Path
+) -> None:
     """Fine-tune the adapter with TRL's SFTTrainer; the loss counts the completion's tokens only.
 
     Args:
