@@ -62,7 +62,7 @@ def verify(manifest: Manifest) -> bool:
     return (manifest.path / MANIFEST).is_file() and describe(manifest.path) == manifest
 
 
-def build(target: Path, fill: Callable[[Path], None]) -> Manifest:
+def build(target: Path, fill: Callable[[Path], object]) -> Manifest:
     """The artifact at `target`: as it stands if intact, else filled anew in a work directory beside it.
 
     Two processes that want the same artifact wait for each other; the lock dies with its process, so a killed run never

@@ -171,7 +171,7 @@ def _convert_gguf(source: Path, directory: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     # The weights are float32 now; left in place, these marks would make transformers refuse to train or save them.
     model.config.__dict__.pop("quantization_config", None)
-    model.hf_quantizer, model.is_quantized = None, False
+    vars(model).update(hf_quantizer=None, is_quantized=False)
     # The GGUF file names <|im_start|> as end of sequence; a turn ends with <|im_end|>.
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
     align_special_tokens(model, tokenizer)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from medgrpo.config import RunConfig
 from medgrpo.domains import load_corpus
@@ -11,10 +11,11 @@ from medgrpo.errors import InputError
 from medgrpo.manifests import friendly_disk_errors, write_json
 from medgrpo.policies import load_tokenizer, resolve_base
 from medgrpo.prompts import gold_completion, render_prompt
-from medgrpo.records import Corpus, Dropped, Record, digest, leaks, verdict_counts
+from medgrpo.records import Corpus, Dropped, Record, SplitName, digest, leaks, verdict_counts
 
 SUMMARY = "data.json"
-SPLITS = ("train", "dev", "test")
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+TRAINING_SPLITS: tuple[SplitName, ...] = ("train", "dev")
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def prepare(config: RunConfig, directory: Path) -> dict[str, Any]:
     summary = _summary(corpus, dropped, lengths)
     with friendly_disk_errors(directory):
         for split in SPLITS:
-            _save(corpus.split(split), directory / split, with_gold=split != "test", config=config)  # type: ignore[arg-type]
+            _save(corpus.split(split), directory / split, with_gold=split != "test", config=config)
         write_json(directory / SUMMARY, summary)
     logger.info("%s: %s; %d dropped", corpus.name, summary["counts"], len(dropped))
     return summary
@@ -85,7 +86,7 @@ def _prompt_tokens(record: Record, tokenizer: Any) -> int:
 def _drop_long(corpus: Corpus, lengths: Mapping[str, int], limit: int) -> tuple[Corpus, list[Dropped]]:
     dropped = [
         Dropped(id=i, split=split, reason=f"prompt of {lengths[i]} tokens; at most {limit} leave room for a completion")
-        for split in ("train", "dev")
+        for split in TRAINING_SPLITS
         for i in corpus.splits[split]
         if lengths[i] > limit
     ]

@@ -4,7 +4,8 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
+from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
@@ -22,7 +23,8 @@ class StageProgress:
     """
 
     def __init__(self, key: str, description: str) -> None:
-        self._artifact = create_progress_artifact(progress=0.0, key=key, description=description)
+        # Prefect's call is synchronous here; its type also covers asynchronous callers.
+        self._artifact = cast(UUID, create_progress_artifact(progress=0.0, key=key, description=description))
         self._logger = get_run_logger()
         self._logged = float("-inf")
         self._bar = Progress(

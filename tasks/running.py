@@ -53,12 +53,13 @@ def run_stage(
         still_valid: whether a cached manifest can be believed.
     """
     started = time.monotonic()
-    state: State[Manifest] = stage(*arguments, return_state=True)
+    state: State[Any] = stage(*arguments, return_state=True)  # type: ignore[assignment]
     manifest = _result(state)
     cached = state.name == CACHED
     if cached and not still_valid(manifest):
         logger.warning("%s: the cached artifact %s is damaged or gone, so it is made again", stage.name, manifest.uri)
-        manifest = _result(stage.with_options(refresh_cache=True)(*arguments, return_state=True))
+        state = stage.with_options(refresh_cache=True)(*arguments, return_state=True)  # type: ignore[assignment]
+        manifest = _result(state)
         cached = False
     return StageResult(stage.name, manifest, round(time.monotonic() - started, 2), cached)
 
@@ -88,5 +89,5 @@ class PlainErrors(logging.Filter):
         return True
 
 
-def _result(state: State[Manifest]) -> Manifest:
+def _result(state: State[Any]) -> Manifest:
     return Manifest.model_validate(state.result())

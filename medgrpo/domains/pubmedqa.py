@@ -151,7 +151,9 @@ def _record(pmid: str, fields: Any, source: Path | str) -> Record:
     if missing:
         raise InputError(f"{source}, record {pmid}: field {missing[0]} is missing. Expected {', '.join(_FIELDS)}.")
     try:
-        return Record(id=pmid, **{ours: fields.get(theirs) or None for theirs, ours in _FIELDS.items()})
+        return Record.model_validate(
+            {"id": pmid} | {ours: fields.get(theirs) or None for theirs, ours in _FIELDS.items()}
+        )
     except ValidationError as error:
         problem = error.errors()[0]
         name = next(theirs for theirs, ours in _FIELDS.items() if ours == problem["loc"][0])

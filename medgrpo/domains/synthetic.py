@@ -3,8 +3,17 @@
 Nothing here is medical evidence: every study, patient and figure is invented. The shape is PubMedQA's (a question, the
 abstract without its conclusion, that conclusion, and yes, no or maybe in PubMedQA's class balance). One record:
 
->>> record = generate(20, seed=7)[@INDEX@]
-@EXAMPLE@
+>>> record = generate(40, seed=7)[31]
+>>> record.question, record.verdict
+('Does iron syrup raise haemoglobin in toddlers with anaemia?', 'maybe')
+>>> print(*record.contexts)  # doctest: +NORMALIZE_WHITESPACE
+Evidence on iron syrup is sparse, and reviews have asked for better studies. We randomly assigned 59 toddlers with
+anaemia to iron syrup and 58 to placebo for 22 weeks in 9 clinics. A difference of 6 g/L was considered important. The
+primary outcome, haemoglobin, was possibly higher with iron syrup than with placebo (105.8 versus 101.0 g/L;
+difference 4.8, 95% CI -2.4 to 12.0, p=0.19). Secondary endpoint: constipation was significantly more frequent with
+iron syrup than with placebo (59.3% versus 27.6%, p=0.001).
+>>> record.long_answer
+'This study suggests that iron syrup may or may not raise haemoglobin compared with placebo.'
 
 How a verdict follows. Each abstract names its primary outcome and an important effect. The interval of the primary
 outcome shows an effect (it excludes none, and the estimate is important), rules it out (it excludes the important
@@ -80,7 +89,9 @@ class Mean:
         n, m = sizes or _sizes(rng, 2 * (3.3 / s) ** 2)
         error = 3.3 * abs(self.important) * math.sqrt(1 / n + 1 / m)
         control, estimate = round(rng.uniform(*self.control), 1), round(x * self.important, 1)
-        low, high, p = round(estimate - 1.96 * error, 1), round(estimate + 1.96 * error, 1), _p_value(estimate / error)
+        p = _p_value(estimate / error)
+        # Adding 0.0 turns a rounded -0.0 into 0.0.
+        low, estimate, high = (round(estimate + z * error, 1) + 0.0 for z in (-1.96, 0, 1.96))
         statistics = f"difference {estimate:.1f}, 95% CI {low:.1f} to {high:.1f}, {_p_text(p)}"
         groups = f"{control + estimate:.1f} versus {control:.1f} {self.unit}"
         return Finding(self, estimate, low, high, p, groups, statistics, (n, m))
@@ -267,7 +278,7 @@ BACKGROUNDS = ("The role of {x} is debated, and earlier studies disagree in thei
 DESIGNS = {
     "trial": ("We randomly assigned {n} {people} to {x} and {m} to {y} for {weeks} weeks in {clinics} clinics.",
               "In this randomised trial, {n} {people} had {x} and {m} had {y}, with {weeks} weeks of follow-up."),
-    "crossover": ("In a crossover trial with periods of {weeks} weeks, {n} {people} completed {x} and {m} completed {y}.",),
+    "crossover": ("In a crossover trial with {weeks}-week periods, {n} {people} completed {x} and {m} completed {y}.",),
     "before-after": ("In a before-after study, {m} {people} had {y} and, {weeks} weeks later, {n} had {x}.",
                      "Units were randomised: {n} {people} had {x} and {m} had {y} during {weeks} weeks."),
     "cohort": ("This cohort study compared {n} {people} with {x} and {m} with {y}, followed for {weeks} weeks.",

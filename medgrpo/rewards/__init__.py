@@ -61,8 +61,8 @@ def score_completion(record: Record, text: str, config: RewardConfig | None = No
     )
 
 
-def reward_functions(records: dict[str, Record], config: RewardConfig) -> list[Callable[..., list[float]]]:
-    """One TRL reward function per pillar; their sum is `score_completion(...).total`.
+def reward_functions(records: dict[str, Record], config: RewardConfig) -> list[Any]:
+    """One TRL reward function per pillar, named after it; their sum is `score_completion(...).total`.
 
     Args:
         records: id -> Record; the trainer's dataset carries the ids in a column `record_id`.

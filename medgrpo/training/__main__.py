@@ -52,7 +52,7 @@ def train(config: RunConfig, data: Path, directory: Path) -> None:
         adapter = _phase(config, None, directory / "warmup", rows, metrics, train_warmup)
     start = adapter
     adapter = _phase(config, adapter, directory / "grpo", rows, metrics, train_grpo)
-    summary = {
+    summary: dict[str, Any] = {
         "adapter_change": adapter_change(start, adapter),
         **_merge(config, adapter, directory / "model"),
         "seconds": round(time.monotonic() - started, 1),

@@ -54,7 +54,7 @@ class LogProbabilities:
         if not parts:
             empty = hidden.sum(-1).float()
             return (empty, *(empty.detach() if name in outputs else None for name in OUTPUTS))  # type: ignore[return-value]
-        return tuple(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True))  # type: ignore[return-value,arg-type]
+        return tuple(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
 
 
 def install() -> bool:
@@ -67,7 +67,7 @@ def install() -> bool:
 
     if trl_utils._ChunkedLogProbFunction is not None and torch.cuda.is_available():
         return False
-    trl_utils._ChunkedLogProbFunction = LogProbabilities
+    vars(trl_utils)["_ChunkedLogProbFunction"] = LogProbabilities
     return True
 
 
