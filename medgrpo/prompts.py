@@ -65,15 +65,20 @@ def _earns_all(record: Record, parts: list[str], config: RewardConfig) -> bool:
 
 
 def _nearest_sentences(record: Record) -> list[str]:
-    """The abstract's sentences, most content words shared with the long_answer per word first."""
+    """The abstract's sentences, nearest to the long_answer first.
+
+    Nearness is the Dice overlap of content words, doubled towards the abstract's end: findings stand in its later
+    sections, while its first ones often repeat the question that the long_answer answers.
+    """
     wanted = _stems(record.long_answer)
-    sentences = [sentence for section in record.contexts for sentence in split_sentences(section)]
-
-    def overlap(sentence: str) -> float:
-        stems = _stems(sentence)
-        return len(stems & wanted) / (len(stems) + len(wanted) or 1)
-
-    return sorted(sentences, key=overlap, reverse=True)
+    last_section = max(1, len(record.contexts) - 1)
+    nearness: dict[str, float] = {}
+    for position, section in enumerate(record.contexts):
+        for sentence in split_sentences(section):
+            stems = _stems(sentence)
+            overlap = len(stems & wanted) / (len(stems) + len(wanted) or 1)
+            nearness[sentence] = overlap * (1 + position / last_section)
+    return sorted(nearness, key=lambda sentence: -nearness[sentence])
 
 
 def _stems(text: str) -> set[str]:
