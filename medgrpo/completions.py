@@ -56,7 +56,8 @@ def _lenient_verdict(text: str) -> str | None:
     bodies = [match["body"] for match in _ANSWER.finditer(text)]
     if not bodies and not _TAG.search(text):
         bodies = [text]
-    words = {match[1].lower() for body in bodies if (match := _WORD.match(body))}
+    # casefold, not lower: case-insensitive matching also takes the long s of "yeſ".
+    words = {match[1].casefold() for body in bodies if (match := _WORD.match(body))}
     return words.pop() if len(words) == 1 else None
 
 

@@ -307,7 +307,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _explain(problem: Any) -> str:
     """One sentence for one pydantic error."""
     location = [str(part) for part in problem["loc"]]
-    name = ".".join(location)
+    name = ".".join(location[:2])  # Deeper parts only name the branch of a union.
     if problem["type"] == "extra_forbidden":
         return f"unknown setting {name!r}{_nearest(location[-1], _settings_at(location[:-1]))}"
     return f"setting {name!r} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."

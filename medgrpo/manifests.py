@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medgrpo.errors import InputError
 
@@ -95,9 +95,12 @@ def _publish(work: Path, target: Path) -> Manifest:
 
 
 def read_manifest(directory: Path) -> Manifest | None:
-    """The manifest of an artifact directory; None where there is none."""
+    """The manifest of an artifact directory; None where there is none, or none that can be read."""
     path = directory / MANIFEST
-    return Manifest.model_validate_json(path.read_text()) if path.is_file() else None
+    try:
+        return Manifest.model_validate_json(path.read_bytes()) if path.is_file() else None
+    except ValidationError:
+        return None
 
 
 def write_json(path: Path, value: object) -> None:
@@ -109,8 +112,13 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as stream:
-        stream.write(text)
-    temporary = Path(stream.name)
+        temporary = Path(stream.name)
+        try:
+            stream.write(text)
+            stream.flush()
+        except BaseException:
+            temporary.unlink()
+            raise
     temporary.chmod(0o644)
     temporary.replace(path)
 
@@ -123,7 +131,7 @@ def friendly_disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(f"no space left on the disk of {path}. Free some, or choose another place.") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise InputError(
                 f"{path} cannot be written ({error.strerror}). Choose a place you may write to."
             ) from error

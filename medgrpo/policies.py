@@ -180,6 +180,11 @@ def _convert_gguf(source: Path, directory: Path) -> None:
 
 
 def _from_pretrained(factory: Any, source: str | Path, **options: Any) -> Any:
+    from transformers.utils import logging as transformers_logging
+
+    # A bar for a local load of a second is noise; the one for a download stays.
+    if Path(source).is_dir():
+        transformers_logging.disable_progress_bar()
     try:
         return factory.from_pretrained(str(source), **options)
     except (OSError, ValueError) as error:
@@ -190,3 +195,5 @@ def _from_pretrained(factory: Any, source: str | Path, **options: Any) -> Any:
             f"the model {source!r} is neither cached nor reachable on the Hugging Face Hub: {first_line} Check the name "
             "and the network (gated models need `hf auth login`), or give a local directory."
         ) from error
+    finally:
+        transformers_logging.enable_progress_bar()

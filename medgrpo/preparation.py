@@ -1,7 +1,8 @@
 """Prepare the data of a run: split, measure, drop what is too long, check for leaks, store as `datasets.Dataset`."""
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -45,7 +46,7 @@ def prepare(config: RunConfig, directory: Path) -> dict[str, Any]:
     corpus, dropped = _drop_long(corpus, lengths, limit)
     check_leaks(corpus.split("train") + corpus.split("dev"), corpus.splits["test"])
     summary = _summary(corpus, dropped, lengths)
-    with friendly_disk_errors(directory):
+    with friendly_disk_errors(directory), _no_progress_bars():
         for split in SPLITS:
             _save(corpus.split(split), directory / split, with_gold=split != "test", config=config)
         write_json(directory / SUMMARY, summary)
@@ -76,6 +77,18 @@ def check_leaks(train: Sequence[Record], test_ids: Sequence[str]) -> None:
         )
 
 
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Saving a thousand rows takes no time; its bars are noise."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
+
+
 def _prompt_tokens(record: Record, tokenizer: Any) -> int:
     ids = tokenizer.apply_chat_template(
         render_prompt(record), add_generation_prompt=True, tokenize=True, return_dict=False
@@ -94,7 +107,14 @@ def _drop_long(corpus: Corpus, lengths: Mapping[str, int], limit: int) -> tuple[
     splits = {split: tuple(i for i in ids if i not in gone) for split, ids in corpus.splits.items()}
     if not splits["train"]:
         raise InputError(f"{corpus.name}: every train prompt is longer than {limit} tokens. Raise data.max_length.")
-    return corpus.model_copy(update={"splits": splits}), dropped
+    kept = corpus.model_copy(update={"splits": splits})
+    lost = [verdict for verdict, count in verdict_counts(kept.split("train")).items() if not count]
+    if lost:
+        raise InputError(
+            f"{corpus.name}: every train prompt with the verdict {' or '.join(lost)} is longer than {limit} tokens, so "
+            "the model could never learn it. Raise data.max_length."
+        )
+    return kept, dropped
 
 
 def _summary(corpus: Corpus, dropped: Sequence[Dropped], lengths: Mapping[str, int]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from medgrpo.config import RunConfig
 from medgrpo.errors import InputError
-from medgrpo.manifests import Manifest, write_json
+from medgrpo.manifests import Manifest, friendly_disk_errors, write_json
 from medgrpo.provenance import environment, git_commit
 
 
@@ -17,7 +17,7 @@ def open_run_directory(config: RunConfig) -> tuple[RunConfig, Path]:
     """Name the run, make `runs/<name>/` with its resolved config.json, and point `runs/latest` to it.
 
     Raises:
-        InputError: the name is not a plain directory name.
+        InputError: the name is not a plain directory name, or the disk is full or not writable.
     """
     name = config.name or f"{config.profile}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     if Path(name).name != name or name.startswith(".") or name == "latest":
@@ -26,8 +26,9 @@ def open_run_directory(config: RunConfig) -> tuple[RunConfig, Path]:
         )
     config = config.model_copy(update={"name": name})
     directory = config.runs_dir.absolute() / name
-    write_json(directory / "config.json", config.model_dump(mode="json"))
-    link(config.runs_dir.absolute() / "latest", directory)
+    with friendly_disk_errors(directory):
+        write_json(directory / "config.json", config.model_dump(mode="json"))
+        link(config.runs_dir.absolute() / "latest", directory)
     return config, directory
 
 

@@ -25,6 +25,11 @@ def load_corpus(config: DataConfig) -> Corpus:
 def _load_pubmedqa(config: DataConfig) -> Corpus:
     if config.path:
         return pubmedqa.load(config.path, config.ground_truth)
+    if config.ground_truth:
+        raise InputError(
+            "data.ground_truth is set, but data.path is not, so it would be ignored: set data.path=PATH/ori_pqal.json, "
+            "or leave both out to use the Hugging Face Hub."
+        )
     return pubmedqa.load_from_hub(config.hub_id, config.hub_revision)
 
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,11 @@ def load_from_hub(hub_id: str, revision: str) -> Corpus:
             f"the dataset {hub_id} could not be fetched from the Hugging Face Hub ({type(error).__name__}). "
             "Check the network and the name, or give the file itself: --set data.path=PATH/ori_pqal.json."
         ) from error
-    raw = {str(row["pubid"]): _hub_fields(row) for row in rows}
+    except ValueError as error:
+        raise InputError(f"the dataset {hub_id} is not PubMedQA's: {error}. Set data.hub_id=qiaojin/PubMedQA.") from error
+    raw = _Object([_hub_fields(row) for row in rows])
+    if raw.twice:
+        raise InputError(f"{hub_id}: the PMID {raw.twice} stands there twice; every PMID must be unique.")
     records = {pmid: _record(pmid, fields, hub_id) for pmid, fields in raw.items()}
     return _corpus(records, official_test_ids(records, source=hub_id))
 
@@ -98,7 +103,7 @@ def official_test_ids(records: Mapping[str, Record], source: str) -> list[str]:
     if hashlib.sha256(" ".join(sorted(test)).encode()).hexdigest() != OFFICIAL_TEST_SHA256:
         raise InputError(
             f"{source}: the official test split cannot be computed, these are not the 1,000 published records in their "
-            f"order ({len(records)} records found). Give the split itself: --set "
+            f"order ({len(records)} records found). Give the split itself: --set data.path=PATH/ori_pqal.json --set "
             f"data.ground_truth=PATH/{DEFAULT_GROUND_TRUTH}."
         )
     return test
@@ -112,13 +117,20 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     text = _read_text(path)
     try:
-        value = json.loads(text, object_pairs_hook=lambda pairs: _distinct(pairs, path))
+        value = json.loads(text, object_pairs_hook=_Object)
     except json.JSONDecodeError as error:
-        found = "ends in the middle (truncated?)" if error.pos >= len(text.rstrip()) - 1 else "is not JSON"
-        raise InputError(f"{path}: {found}: {error.msg} at line {error.lineno}. Fetch the file again.") from error
+        cut = error.pos >= len(text.rstrip()) - 1 or error.msg.startswith("Unterminated string")
+        found = "ends in the middle (truncated?)" if cut else "is not JSON"
+        problem = error.msg.removesuffix(" at")
+        raise InputError(f"{path}: {found}: {problem} at line {error.lineno}. Fetch the file again.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not usable JSON: {error}. Fetch the file again.") from error
     if not isinstance(value, dict) or not value:
         found = f"a {type(value).__name__}" if value != {} else "an empty object"
         raise InputError(f"{path}: expected a JSON object with one entry per PMID, found {found}.")
+    for where, part in [(path, value), *((f"{path}, record {key}", entry) for key, entry in value.items())]:
+        if isinstance(part, _Object) and part.twice:
+            raise InputError(f"{where}: {part.twice!r} stands there twice; every PMID and field must be unique.")
     return value
 
 
@@ -135,16 +147,18 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read: {error.strerror}.") from error
 
 
-def _distinct(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise InputError(f"{path}: {twice!r} stands there twice; every PMID and field must be unique.")
-    return result
+class _Object(dict[str, Any]):
+    """A JSON object that remembers the first key it was given twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        counts = Counter(key for key, _ in pairs)
+        self.twice = next((key for key, count in counts.items() if count > 1), None)
 
 
 def _record(pmid: str, fields: Any, source: Path | str) -> Record:
+    if not pmid or pmid != pmid.strip():
+        raise InputError(f"{source}: the PMID {pmid!r} is empty or has blanks around it. Correct that key.")
     if not isinstance(fields, dict):
         raise InputError(f"{source}, record {pmid}: expected an object of fields, found a {type(fields).__name__}.")
     missing = [name for name in _FIELDS if name not in fields and name != "YEAR"]
@@ -162,9 +176,10 @@ def _record(pmid: str, fields: Any, source: Path | str) -> Record:
         raise InputError(f"{source}, record {pmid}: field {name} is {found}; expected: {expected}.") from error
 
 
-def _hub_fields(row: Mapping[str, Any]) -> dict[str, Any]:
+def _hub_fields(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """PMID and fields of a row of the Hub's dataset, named as in the file."""
     try:
-        return {
+        return str(row["pubid"]), {
             "QUESTION": row["question"],
             "CONTEXTS": row["context"]["contexts"],
             "final_decision": row["final_decision"],
@@ -172,6 +187,8 @@ def _hub_fields(row: Mapping[str, Any]) -> dict[str, Any]:
         }
     except KeyError as error:
         raise InputError(f"the dataset has no column {error}; expected the columns of qiaojin/PubMedQA.") from error
+    except TypeError as error:
+        raise InputError("the dataset's column 'context' holds no contexts; expected qiaojin/PubMedQA.") from error
 
 
 def _read_test_ids(path: Path, records: Mapping[str, Record]) -> list[str]:

@@ -403,10 +403,10 @@ def _two_primaries(rng: Random, topic: Topic, effect: Verdict) -> tuple[Sizes, l
     one = (("shown", "absent"), ("absent", "shown"), ("shown", "reversed"))
     pairs: dict[Verdict, tuple[tuple[str, str], ...]] = {"yes": (("shown", "shown"),), "no": neither, "maybe": one}
     states = rng.choice(pairs[effect])
-    side = _draw(rng, _SIDE, states[1])
-    main = _draw(rng, topic.scale, states[0], side.sizes)
+    sizes = _sizes(rng, rng.uniform(200, 450))  # enough to rule out either effect
+    main, side = _draw(rng, topic.scale, states[0], sizes), _draw(rng, _SIDE, states[1], sizes)
     first = _sentence(rng, "first", topic.outcome, topic, main)
-    return side.sizes, [first, _sentence(rng, "second", topic.side, topic, side)]
+    return sizes, [first, _sentence(rng, "second", topic.side, topic, side)]
 
 
 def _draw(rng: Random, scale: Mean | Risk | Sensitivity, state: str, sizes: Sizes | None = None) -> Finding:
