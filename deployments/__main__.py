@@ -1,4 +1,4 @@
-"""`python -m deployments list` shows what is declared; `python -m deployments apply` creates it on the server in use."""
+"""`python -m deployments list` shows what is declared, `python -m deployments apply` creates it on the server."""
 
 from typing import TYPE_CHECKING
 

@@ -93,9 +93,7 @@ def load_model(
     model = _from_pretrained(AutoModelForCausalLM, source, revision=revision, dtype=torch.float32)
     align_special_tokens(model, tokenizer)
     if adapter:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+        model = _with_adapter(model, adapter).merge_and_unload()
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 
@@ -105,7 +103,7 @@ def load_trainable(config: PolicyConfig, adapter: Path | None = None) -> "tuple[
     Raises:
         InputError: the backend cannot run here, or the base is not a model.
     """
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, get_peft_model
 
     if config.backend == "unsloth":
         raise InputError(
@@ -113,7 +111,7 @@ def load_trainable(config: PolicyConfig, adapter: Path | None = None) -> "tuple[
         )
     model, tokenizer = load_model(resolve_base(config), revision=config.revision)
     if adapter:
-        return PeftModel.from_pretrained(model, str(adapter), is_trainable=True), tokenizer
+        return _with_adapter(model, adapter, is_trainable=True), tokenizer
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
@@ -179,21 +177,34 @@ def _convert_gguf(source: Path, directory: Path) -> None:
     tokenizer.save_pretrained(directory)
 
 
+def _with_adapter(model: Any, adapter: Path, **options: Any) -> Any:
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        return PeftModel.from_pretrained(model, str(adapter), **options)
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise InputError(f"{adapter} is not an adapter that fits this model: {first_line}") from error
+
+
 def _from_pretrained(factory: Any, source: str | Path, **options: Any) -> Any:
     from transformers.utils import logging as transformers_logging
 
     # A bar for a local load of a second is noise; the one for a download stays.
     if Path(source).is_dir():
         transformers_logging.disable_progress_bar()
+    from safetensors import SafetensorError
+
     try:
         return factory.from_pretrained(str(source), **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         first_line = str(error).strip().split("\n")[0]
         if Path(source).is_dir():
             raise InputError(f"{source} is not a usable model directory: {first_line}") from error
         raise ServiceUnreachable(
-            f"the model {source!r} is neither cached nor reachable on the Hugging Face Hub: {first_line} Check the name "
-            "and the network (gated models need `hf auth login`), or give a local directory."
+            f"the model {source!r} is neither cached nor reachable on the Hugging Face Hub: {first_line} Check the "
+            "name and the network (gated models need `hf auth login`), or give a local directory."
         ) from error
     finally:
         transformers_logging.enable_progress_bar()

@@ -7,7 +7,9 @@ from types import TracebackType
 from typing import Any, Self, cast
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -64,4 +66,11 @@ class StageProgress:
         if done == total or time.monotonic() - self._logged > LOG_SECONDS:
             self._logged = time.monotonic()
             self._logger.info("%s %d/%d %s", name, done, total, note)
-            update_progress_artifact(self._artifact, progress=100.0 * done / total, description=f"{name} {note}")
+            self._publish(100.0 * done / total, f"{name} {note}")
+
+    def _publish(self, percent: float, description: str) -> None:
+        """Update the artifact; without Prefect's server the work goes on and the log still tells how far it is."""
+        try:
+            update_progress_artifact(self._artifact, progress=percent, description=description)
+        except (httpx.HTTPError, PrefectException) as error:
+            self._logger.warning("Prefect's progress artifact was not updated (%s); the work goes on.", error)

@@ -1,7 +1,7 @@
 """The four stages of train-medgrpo as retryable, cached tasks. Their result is a small manifest, never a model."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 
 from medgrpo import stages
 from medgrpo.config import RunConfig
-from medgrpo.errors import ServiceUnreachable
+from medgrpo.errors import MedgrpoError, ServiceUnreachable
 from medgrpo.manifests import Manifest
 from tasks.progress import StageProgress
 from tasks.running import RETRIES, RETRY_SECONDS, cache_key, worth_retrying
@@ -90,8 +90,11 @@ class _Tracker:
         self._attempt(self._open)
 
     def catch_up(self) -> None:
-        """Send the rows that MLflow does not have yet; open the run first if that failed before."""
-        self._attempt(self._sync if self._run_id else self._open)
+        """Send the rows that MLflow does not have yet; open the run first if that failed before.
+
+        Once training is under way nothing that MLflow answers ends it: what it refuses now, the registration reports.
+        """
+        self._attempt(self._sync if self._run_id else self._open, survives=MedgrpoError)
 
     def _open(self) -> None:
         from medgrpo.registry import open_run
@@ -103,12 +106,12 @@ class _Tracker:
 
         sync_metrics(self._config, self._run_id, self._directory / METRICS_FILE, self._directory / SYNC_FILE)
 
-    def _attempt(self, call: Any) -> None:
+    def _attempt(self, call: Callable[[], None], survives: type[MedgrpoError] = ServiceUnreachable) -> None:
         if time.monotonic() < self._silent_until:
             return
         try:
             call()
-        except ServiceUnreachable as error:
+        except survives as error:
             get_run_logger().warning("%s Training goes on; metrics wait in metrics.jsonl.", error)
             self._silent_until = time.monotonic() + OUTAGE_SECONDS
 

@@ -78,7 +78,7 @@ def load_from_hub(hub_id: str, revision: str) -> Corpus:
             "Check the network and the name, or give the file itself: --set data.path=PATH/ori_pqal.json."
         ) from error
     except ValueError as error:
-        raise InputError(f"the dataset {hub_id} is not PubMedQA's: {error}. Set data.hub_id=qiaojin/PubMedQA.") from error
+        raise InputError(f"the dataset {hub_id} is not PubMedQA: {error}. Set data.hub_id=qiaojin/PubMedQA.") from error
     raw = _Object([_hub_fields(row) for row in rows])
     if raw.twice:
         raise InputError(f"{hub_id}: the PMID {raw.twice} stands there twice; every PMID must be unique.")

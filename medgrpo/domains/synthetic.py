@@ -13,7 +13,7 @@ primary outcome, haemoglobin, was possibly higher with iron syrup than with plac
 difference 4.8, 95% CI -2.4 to 12.0, p=0.19). Secondary endpoint: constipation was significantly more frequent with
 iron syrup than with placebo (59.3% versus 27.6%, p=0.001).
 >>> record.long_answer
-'This study suggests that iron syrup may or may not raise haemoglobin compared with placebo.'
+'The primary analysis suggests that iron syrup may or may not raise haemoglobin compared with placebo.'
 
 How a verdict follows. Each abstract names its primary outcome and an important effect. The interval of the primary
 outcome shows an effect (it excludes none, and the estimate is important), rules it out (it excludes the important
@@ -271,7 +271,9 @@ KINDS = (
          ("the sensitivity of {x} for {outcome} suffices", "the sensitivity of {x} for {outcome} is too low",
           "the sensitivity of {x} for {outcome} may or may not suffice")),
 )
-CONCLUSIONS = ("In this setting, {claim}.", "This study suggests that {claim}.", "Our findings show that {claim}.")
+# Naming the primary outcome makes its sentence, not a distractor, the nearest one that a gold completion quotes.
+CONCLUSIONS = ("The primary outcome shows that {claim}.", "The primary analysis suggests that {claim}.",
+               "The primary result is that {claim}.")
 BACKGROUNDS = ("The role of {x} is debated, and earlier studies disagree in their findings.",
                "Few studies have examined {x}, and their results are conflicting.",
                "Evidence on {x} is sparse, and reviews have asked for better studies.")

@@ -34,7 +34,6 @@ def train(config: RunConfig, data: Path, directory: Path) -> None:
     """Warm-up, GRPO and merge; each finished phase is kept and not repeated after a restart."""
     import datasets
 
-    from medgrpo.policies import load_trainable
     from medgrpo.preparation import check_leaks, load_records
     from medgrpo.training import logprobs
     from medgrpo.training.grpo import train_grpo

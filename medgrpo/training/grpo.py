@@ -56,7 +56,8 @@ def accumulation_steps(config: RunConfig) -> int:
     if completions % at_once:
         raise InputError(
             f"grpo.prompts_per_step x grpo.group_size = {completions} completions a step cannot be cut into "
-            f"micro-batches of {grpo.micro_batch} on {config.processes} process(es); choose a grpo.micro_batch that divides it."
+            f"micro-batches of {grpo.micro_batch} on {config.processes} process(es); choose a grpo.micro_batch that "
+            "divides it."
         )
     return completions // at_once
 

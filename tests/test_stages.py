@@ -1,0 +1,202 @@
+"""What each artifact depends on, and what it does not."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medgrpo import registry, stages
+from medgrpo.config import DataConfig, RunConfig, load_config
+from medgrpo.errors import ServiceUnreachable
+from medgrpo.manifests import Manifest, build, write_json
+from medgrpo.registry import Candidate, Registration
+
+DATA = Manifest(uri="/runs/.artifacts/data-0", sha256="d" * 64, bytes=1, files=1)
+TRAINED = Manifest(uri="/runs/.artifacts/train-0", sha256="e" * 64, bytes=1, files=1)
+EVALUATED = Manifest(uri="/runs/.artifacts/evaluation-0", sha256="f" * 64, bytes=1, files=1)
+
+
+def _keys(*overrides: str, profile: str = "demo") -> dict[str, str]:
+    """The keys of all stages under some settings."""
+    return _keys_of(load_config(profile, overrides))
+
+
+def _keys_of(config: RunConfig) -> dict[str, str]:
+    return {
+        "prepare": stages.prepare_key(config),
+        "train": stages.train_key(config, DATA),
+        "evaluate": stages.evaluate_key(config, DATA, TRAINED),
+        "register": stages.register_key(config, TRAINED, EVALUATED),
+    }
+
+
+def _changed(*overrides: str) -> set[str]:
+    """The stages whose own key changes with some settings, their inputs being equal."""
+    before, after = _keys(), _keys(*overrides)
+    return {stage for stage in before if before[stage] != after[stage]}
+
+
+@pytest.mark.parametrize(
+    ("override", "stages_that_change"),
+    [
+        ("evaluation.cases=7", {"evaluate"}),
+        ("evaluation.split=dev", {"evaluate"}),
+        ("evaluation.resamples=10", {"evaluate"}),
+        ("grpo.learning_rate=1e-4", {"train"}),
+        ("grpo.steps=3", {"train"}),
+        ("warmup.epochs=3", {"train"}),
+        ("policy.lora_rank=8", {"train"}),
+        ("seed=12", {"train"}),
+        ("processes=2", {"train"}),
+        ("data.fold=1", {"prepare"}),
+        ("data.synthetic_pool=60", {"prepare"}),
+        ("policy.base=other/model", {"prepare", "train"}),
+        ("policy.revision=abc", {"prepare", "train"}),
+        ("grpo.max_completion_length=32", {"prepare", "train"}),
+        ("rewards.hedge=0.1", {"prepare", "train", "evaluate"}),
+        ("tracking.alias=challenger", {"register"}),
+        ("tracking.uri=sqlite:////tmp/other.db", {"register"}),
+    ],
+)
+def test_a_setting_changes_the_stages_that_depend_on_it(override: str, stages_that_change: set[str]) -> None:
+    """A changed setting makes anew the stages that read it, and no other."""
+    assert _changed(override) == stages_that_change
+
+
+@pytest.mark.parametrize("override", ["name=tonight", "profile=mine", "training_timeout_minutes=5"])
+def test_names_and_limits_change_no_stage(override: str) -> None:
+    """The run's name, its profile's name and its time limit decide nothing that is computed."""
+    assert _changed(override) == set()
+
+
+def test_the_same_settings_in_another_profile_are_the_same_work(tmp_path: Path) -> None:
+    """A copy of a profile under another name finds everything in the cache."""
+    copy = tmp_path / "copy.toml"
+    copy.write_text("[data]\nsynthetic_pool = 60\n")
+    assert _keys_of(load_config(copy)) == _keys_of(RunConfig(data=DataConfig(synthetic_pool=60)))
+
+
+def test_the_default_tracking_store_is_part_of_a_registration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another MLFLOW_TRACKING_URI is another registry, where the model has yet to be registered."""
+    before = _keys()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
+    after = _keys()
+    assert {stage for stage in before if before[stage] != after[stage]} == {"register"}
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate", "register"])
+def test_a_stage_depends_on_the_one_before(stage: str) -> None:
+    """Other data retrains; other weights are evaluated and registered anew."""
+    config = RunConfig()
+    data = DATA.model_copy(update={"uri": "/runs/.artifacts/data-1"})
+    trained = TRAINED.model_copy(update={"sha256": "0" * 64})
+    other = {
+        "train": stages.train_key(config, data),
+        "evaluate": stages.evaluate_key(config, DATA, trained),
+        "register": stages.register_key(config, trained, EVALUATED),
+    }
+    assert other[stage] != _keys_of(config)[stage]
+
+
+def test_keys_name_their_stage() -> None:
+    """Artifact directories can be told apart by eye."""
+    assert [key.rpartition("-")[0] for key in _keys().values()] == ["data", "train", "evaluation", "registration"]
+
+
+def _corpus(directory: Path, text: str, ground_truth: str | None = None) -> RunConfig:
+    directory.mkdir()
+    (directory / "ori_pqal.json").write_text(text)
+    if ground_truth:
+        (directory / "test_ground_truth.json").write_text(ground_truth)
+    return RunConfig(data=DataConfig(domain="pubmedqa", path=directory / "ori_pqal.json"))
+
+
+def test_the_content_of_the_data_file_matters_not_its_path(tmp_path: Path) -> None:
+    """A moved data file is the same data; an edited one is not."""
+    here, moved = _corpus(tmp_path / "here", '{"1": {}}'), _corpus(tmp_path / "moved", '{"1": {}}')
+    edited = _corpus(tmp_path / "edited", '{"2": {}}')
+    assert stages.prepare_key(here) == stages.prepare_key(moved)
+    assert stages.prepare_key(here) != stages.prepare_key(edited)
+
+
+def test_the_ground_truth_beside_the_data_file_matters(tmp_path: Path) -> None:
+    """A ground truth that is found beside the data file counts although no setting names it."""
+    without, beside = _corpus(tmp_path / "without", "{}"), _corpus(tmp_path / "beside", "{}", '{"1": "yes"}')
+    named = RunConfig(
+        data=DataConfig(
+            domain="pubmedqa",
+            path=tmp_path / "without" / "ori_pqal.json",
+            ground_truth=tmp_path / "beside" / "test_ground_truth.json",
+        )
+    )
+    assert stages.prepare_key(without) != stages.prepare_key(beside)
+    assert stages.prepare_key(named) == stages.prepare_key(beside)
+
+
+def test_a_missing_data_file_still_has_a_key(tmp_path: Path) -> None:
+    """The key of unreadable data does not raise: the stage itself says in plain words what is missing."""
+    config = RunConfig(data=DataConfig(domain="pubmedqa", path=tmp_path / "absent.json"))
+    assert stages.prepare_key(config).startswith("data-")
+
+
+@pytest.fixture
+def registered(tmp_path: Path) -> Manifest:
+    """The artifact of a registration."""
+    return build(tmp_path / "r", lambda work: write_json(work / "registration.json", {"name": "m", "version": 3}))
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_registration_holds_while_the_registry_has_the_version(
+    registered: Manifest, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    """A cached registration is believed exactly if the registry still holds the version it names."""
+    asked: list[tuple[str, int]] = []
+
+    def holds(_: RunConfig, name: str, version: int) -> bool:
+        asked.append((name, version))
+        return held
+
+    monkeypatch.setattr(registry, "holds", holds)
+    assert stages.registration_holds(RunConfig(), registered) is held
+    assert asked == [("m", 3)]
+
+
+def test_a_registration_is_believed_while_the_registry_is_silent(
+    registered: Manifest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """During an outage of MLflow a recorded registration is taken as it is, with a warning."""
+
+    def silent(*_: Any) -> bool:
+        raise ServiceUnreachable("MLflow did not answer.")
+
+    monkeypatch.setattr(registry, "holds", silent)
+    with caplog.at_level(logging.WARNING):
+        assert stages.registration_holds(RunConfig(), registered)
+    assert "MLflow did not answer. The registration is taken as it was recorded." in caplog.text
+
+
+def test_a_damaged_registration_does_not_hold(registered: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registration whose file was edited is not believed, whatever the registry says."""
+    monkeypatch.setattr(registry, "holds", lambda *_: True)
+    (registered.path / "registration.json").write_text("{}")
+    assert not stages.registration_holds(RunConfig(), registered)
+
+
+def test_registering_hands_over_what_the_earlier_stages_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The candidate points to the artifacts of the stages, and the registration is kept as JSON."""
+    candidates: list[Candidate] = []
+    registration = Registration("m", 1, "run", "models:/m/1", TRAINED.sha256, ("candidate",))
+
+    def register(candidate: Candidate) -> Registration:
+        candidates.append(candidate)
+        return registration
+
+    monkeypatch.setattr(registry, "register", register)
+    manifest = stages.register(RunConfig(runs_dir=tmp_path), DATA, TRAINED, EVALUATED, {"medgrpo.flow_run": "f"})
+    expected = {**dataclasses.asdict(registration), "aliases": ["candidate"]}
+    assert stages.read_registration(manifest) == expected
+    assert [(c.data_dir, c.model_dir, c.evaluation_dir, c.model_digest) for c in candidates] == [
+        (DATA.path, TRAINED.path / "model", EVALUATED.path, TRAINED.sha256)
+    ]
