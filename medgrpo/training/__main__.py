@@ -11,7 +11,7 @@ from typing import Any
 
 from medgrpo.config import RunConfig
 from medgrpo.errors import MedgrpoError
-from medgrpo.manifests import write_json
+from medgrpo.manifests import friendly_disk_errors, write_json
 
 logger = logging.getLogger("medgrpo.training")
 
@@ -22,7 +22,8 @@ def main(directory: Path) -> int:
     _die_with_parent()
     job = json.loads((directory / "job.json").read_text())
     try:
-        train(RunConfig.model_validate(job["config"]), Path(job["data"]), directory)
+        with friendly_disk_errors(directory):
+            train(RunConfig.model_validate(job["config"]), Path(job["data"]), directory)
     except MedgrpoError as error:
         write_json(directory / "failure.json", {"kind": type(error).__name__, "message": str(error)})
         logger.error("%s", error)
