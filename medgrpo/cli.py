@@ -43,11 +43,11 @@ def evaluate(
     from medgrpo.preparation import prepare
 
     config = load_config(profile, overrides or [])
-    prepare(config, out / "data")
     names = [("against", against), ("model", model)] if against else [("model", model)]
     models = [
         Contestant(name, resolve_base(config.policy.model_copy(update={"base": source}))) for name, source in names
     ]
+    prepare(config, out / "data")
     metrics = run(config, out / "data", models, out, out / "answers", _show_answers)
     for name, source in names:
         _show_metrics(f"{name}: {source}", metrics["models"][name])

@@ -14,7 +14,7 @@ from typing import Any
 
 from medgrpo.config import RunConfig, resolve_mlflow_uri
 from medgrpo.errors import ServiceUnreachable
-from medgrpo.manifests import Manifest, build, verify, write_json
+from medgrpo.manifests import MANIFEST, Manifest, build, read_manifest, verify, write_json
 from medgrpo.provenance import code_version, fingerprint
 
 ARTIFACTS = ".artifacts"
@@ -125,7 +125,12 @@ def register(
     def fill(directory: Path) -> None:
         write_json(directory / "registration.json", asdict(register_candidate(candidate)))
 
-    return build(_target(config, register_key(config, trained, evaluated)), fill)
+    target = _target(config, register_key(config, trained, evaluated))
+    recorded = read_manifest(target)
+    if recorded and not registration_holds(config, recorded):
+        # Files alone do not make a registration: without its manifest the directory is filled anew.
+        (target / MANIFEST).unlink()
+    return build(target, fill)
 
 
 def register_key(config: RunConfig, trained: Manifest, evaluated: Manifest) -> str:

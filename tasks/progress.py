@@ -1,5 +1,6 @@
 """Progress of long work: a terminal bar, log lines, and a Prefect progress artifact."""
 
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 LOG_SECONDS = 15
@@ -34,6 +36,7 @@ class StageProgress:
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[note]}"),
             TimeRemainingColumn(),
+            console=Console(stderr=True),
             disable=not sys.stderr.isatty(),
             transient=True,
         )
@@ -65,12 +68,21 @@ class StageProgress:
         self._bar.update(self._bars[name], completed=done, note=note)
         if done == total or time.monotonic() - self._logged > LOG_SECONDS:
             self._logged = time.monotonic()
-            self._logger.info("%s %d/%d %s", name, done, total, note)
-            self._publish(100.0 * done / total, f"{name} {note}")
+            self._log(logging.INFO, f"{name} {done}/{total} {note}".rstrip())
+            self._publish(100.0 * done / total, f"{name} {note}".rstrip())
+
+    def _log(self, level: int, message: str) -> None:
+        """Log a line with the bar taken away meanwhile: Prefect writes past it, in the middle of its line."""
+        drawn = self._bar.live.is_started
+        if drawn:
+            self._bar.stop()
+        self._logger.log(level, message)
+        if drawn:
+            self._bar.start()
 
     def _publish(self, percent: float, description: str) -> None:
         """Update the artifact; without Prefect's server the work goes on and the log still tells how far it is."""
         try:
             update_progress_artifact(self._artifact, progress=percent, description=description)
         except (httpx.HTTPError, PrefectException) as error:
-            self._logger.warning("Prefect's progress artifact was not updated (%s); the work goes on.", error)
+            self._log(logging.WARNING, f"Prefect's progress artifact was not updated ({error}); the work goes on.")

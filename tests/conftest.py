@@ -14,7 +14,8 @@ HOME = pytest.StashKey[Path]()
 def pytest_configure(config: pytest.Config) -> None:
     """Give this test process, and what it starts, a Prefect home of its own, before anything imports Prefect."""
     home = config.stash[HOME] = Path(tempfile.mkdtemp(prefix="medgrpo-tests-"))
-    for name in [name for name in os.environ if name.startswith(("PREFECT_", "MLFLOW_", "MEDGRPO_C", "MEDGRPO_PARENT"))]:
+    foreign = ("PREFECT_", "MLFLOW_", "MEDGRPO_CACHE", "MEDGRPO_PARENT")
+    for name in [name for name in os.environ if name.startswith(foreign)]:
         del os.environ[name]
     os.environ |= {
         "PREFECT_HOME": str(home / "prefect"),

@@ -7,7 +7,20 @@ from hypothesis import strategies as st
 from medgrpo.completions import VERDICTS, parse_completion, render_completion
 
 deterministic = settings(derandomize=True, deadline=None, max_examples=300)
-PIECES = ["<thought>", "</thought>", "<answer>", "</answer>", "<ANSWER>", "yes", "no", "maybe", "Yes", " ", "\n", "p<0.05"]
+PIECES = [
+    "<thought>",
+    "</thought>",
+    "<answer>",
+    "</answer>",
+    "<ANSWER>",
+    "yes",
+    "no",
+    "maybe",
+    "Yes",
+    " ",
+    "\n",
+    "p<0.05",
+]
 tag_soup = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=4)), max_size=12).map("".join)
 thoughts = st.text(min_size=1).filter(str.strip)
 

@@ -129,8 +129,9 @@ def test_full_disk_is_a_sentence(target: Path, code: int) -> None:
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EPERM])
 def test_unwritable_place_is_a_sentence(code: int) -> None:
     """A place that cannot be written becomes one sentence with the place."""
-    with pytest.raises(InputError, match=r"/some/place cannot be written \(nope\)"), friendly_disk_errors(
-        Path("/some/place")
+    with (
+        pytest.raises(InputError, match=r"/some/place cannot be written \(nope\)"),
+        friendly_disk_errors(Path("/some/place")),
     ):
         raise OSError(code, "nope")
 

@@ -24,10 +24,11 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("changed", "matters"), [("train.py", True), ("rewards/__init__.py", True), ("rewards/pay.py", True), ("report.py", False)]
+    ("changed", "matters"),
+    [("train.py", True), ("rewards/__init__.py", True), ("rewards/pay.py", True), ("report.py", False)],
 )
 def test_code_version_follows_imports(package: Path, changed: str, matters: bool) -> None:
-    """A change to anything a module imports, also inside functions and in circles, is another version; others are not."""
+    """A change to anything a module imports, also inside functions and in circles, is another version."""
     before = code_version("house.train")
     with (package / changed).open("a") as stream:
         stream.write("# changed\n")
@@ -49,13 +50,13 @@ def test_reports_do_not_retrain_but_rewards_do() -> None:
 
 def test_fingerprint_ignores_key_order_only() -> None:
     """Key order does not matter, values and list order do."""
-    assert provenance.fingerprint({"a": [1, 2], "b": Path("x")}) == provenance.fingerprint({"b": Path("x"), "a": [1, 2]})
+    assert provenance.fingerprint({"a": [1, 2], "b": Path("x")}) == provenance.fingerprint(
+        {"b": Path("x"), "a": [1, 2]}
+    )
     assert provenance.fingerprint([1, 2]) != provenance.fingerprint([2, 1])
 
 
-@pytest.mark.parametrize(
-    ("error"), [FileNotFoundError("no git"), subprocess.TimeoutExpired("git", 10)]
-)
+@pytest.mark.parametrize(("error"), [FileNotFoundError("no git"), subprocess.TimeoutExpired("git", 10)])
 def test_no_git_no_commit(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without git, or with one that hangs, the commit is unknown and nothing fails."""
 

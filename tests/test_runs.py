@@ -12,7 +12,7 @@ from medgrpo.manifests import Manifest, describe, write_json
 from medgrpo.runs import link, link_results, open_run_directory, summarize, summary_markdown
 
 SHARE = {"value": 0.6, "low": 0.5, "high": 0.7, "n": 50}
-MODEL = {key: SHARE for key in ("accuracy", "macro_f1", "strict_form", "grounding")}
+MODEL = dict.fromkeys(("accuracy", "macro_f1", "strict_form", "grounding"), SHARE)
 REGISTRATION = {"run_id": "r1", "name": "medgrpo", "version": "3", "aliases": ["candidate"], "digest": "d", "other": 1}
 
 

@@ -200,3 +200,19 @@ def test_registering_hands_over_what_the_earlier_stages_made(tmp_path: Path, mon
     assert [(c.data_dir, c.model_dir, c.evaluation_dir, c.model_digest) for c in candidates] == [
         (DATA.path, TRAINED.path / "model", EVALUATED.path, TRAINED.sha256)
     ]
+
+
+def test_a_registration_that_no_longer_holds_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An intact registration is not made twice, unless the registry has lost its version in the meantime."""
+    versions = iter((1, 2))
+    held = [True]
+    monkeypatch.setattr(registry, "holds", lambda *_: held[0])
+    monkeypatch.setattr(registry, "register", lambda _: Registration("m", next(versions), "r", "models:/m", "e", ()))
+
+    def register() -> int:
+        manifest = stages.register(RunConfig(runs_dir=tmp_path), DATA, TRAINED, EVALUATED, {})
+        return int(stages.read_registration(manifest)["version"])
+
+    assert (register(), register()) == (1, 1)
+    held[0] = False
+    assert register() == 2

@@ -157,8 +157,8 @@ class _Object(dict[str, Any]):
 
 
 def _record(pmid: str, fields: Any, source: Path | str) -> Record:
-    if not pmid or pmid != pmid.strip():
-        raise InputError(f"{source}: the PMID {pmid!r} is empty or has blanks around it. Correct that key.")
+    if not pmid or pmid != pmid.strip() or not pmid.isprintable():
+        raise InputError(f"{source}: {pmid!r} is no PMID: empty, with blanks around it, or no text. Correct that key.")
     if not isinstance(fields, dict):
         raise InputError(f"{source}, record {pmid}: expected an object of fields, found a {type(fields).__name__}.")
     missing = [name for name in _FIELDS if name not in fields and name != "YEAR"]

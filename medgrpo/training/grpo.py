@@ -42,6 +42,9 @@ def train_grpo(model: Any, tokenizer: Any, rows: "Dataset", config: RunConfig, d
         callbacks=[MetricsFile(metrics, "grpo"), CompleteCheckpoints(), Alarms(grpo.alarm_patience)],
     )
     checkpoint = last_complete_checkpoint(directory)
+    if checkpoint:
+        # Where beta puts a reference adapter beside the policy's, transformers resumes the reference alone.
+        model.load_adapter(str(checkpoint), "default", is_trainable=True)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 

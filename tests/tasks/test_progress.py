@@ -106,9 +106,31 @@ def test_a_lost_artifact_does_not_stop_the_work(
     assert [percent for percent, _ in screen.updates] == [50.0]
 
 
-def test_the_bar_is_stopped_when_the_work_fails(screen: Screen) -> None:
-    """An error passes through, and leaves no live bar on the terminal."""
+def test_the_bar_is_drawn_on_a_terminal_only(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a file or a worker's log there are lines and no bar; on a terminal there is one, gone when the work fails."""
+    with StageProgress("key", "Training") as shown:
+        assert not shown._bar.live.is_started
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
     shown = StageProgress("key", "Training")
-    with pytest.raises(ZeroDivisionError), shown:
-        shown.advance("grpo", 1, 1 // 0, "")
+    with pytest.raises(ValueError, match="broken"), shown:
+        raise ValueError("broken") if shown._bar.live.is_started else AssertionError("no bar was drawn")
     assert not shown._bar.live.is_started
+
+
+def test_a_log_line_is_not_written_into_the_bar(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The bar is off the terminal while a line is logged, and back afterwards."""
+    drawn: list[bool] = []
+
+    def look(record: logging.LogRecord) -> bool:
+        drawn.append(shown._bar.live.is_started)
+        return True
+
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    caplog.handler.addFilter(look)
+    with StageProgress("key", "Training") as shown:
+        shown.advance("grpo", 1, 4, "")
+        assert shown._bar.live.is_started
+    caplog.handler.removeFilter(look)
+    assert drawn == [False]

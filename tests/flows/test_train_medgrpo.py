@@ -1,0 +1,465 @@
+"""The whole flow on the tiny model: what a run leaves, what is reused, and what it survives."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import flows.train_medgrpo as module
+from flows.train_medgrpo import train_medgrpo
+from medgrpo.config import RunConfig, resolve_mlflow_uri
+from medgrpo.errors import ServiceUnreachable
+from medgrpo.testing import tiny_config
+from medgrpo.training.metrics import parse_rows
+
+ROOT = Path(__file__).parents[2]
+WAIT_SECONDS = 180
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    # MLflow opens its SQL store after Prefect's server has declared a type in SQLAlchemy's old way.
+    pytest.mark.filterwarnings("ignore:.*does not refer to an OperatorClass:DeprecationWarning"),
+    pytest.mark.usefixtures("prefect_server"),
+]
+
+Summary = dict[str, Any]
+
+
+def _client(config: RunConfig) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=resolve_mlflow_uri(config), registry_uri=resolve_mlflow_uri(config))
+
+
+def _versions(config: RunConfig) -> list[int]:
+    return sorted(int(version.version) for version in _client(config).search_model_versions())
+
+
+def _runs(config: RunConfig) -> list[Any]:
+    client = _client(config)
+    return list(client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]))
+
+
+def _cached(summary: Summary) -> dict[str, bool]:
+    return {stage["name"]: stage["cached"] for stage in summary["stages"]}
+
+
+def _metrics(directory: Path) -> list[dict[str, Any]]:
+    path = directory / "metrics.jsonl"
+    return list(parse_rows(path.read_text())) if path.is_file() else []
+
+
+# --- one story, told once: each chapter is a run, and what it left
+
+
+@dataclass
+class Chapter:
+    """A run of the flow, with the registry as it stood afterwards."""
+
+    config: RunConfig
+    summary: Summary
+    versions: list[int]
+    runs: list[str]
+    aliases: dict[int, list[str]]
+    files: set[str] = field(default_factory=set)
+
+    @property
+    def directory(self) -> Path:
+        return self.config.runs_dir / str(self.config.name)
+
+
+def _chapter(config: RunConfig) -> Chapter:
+    summary = train_medgrpo(config)
+    client, versions = _client(config), _versions(config)
+    return Chapter(
+        config=config,
+        summary=summary,
+        versions=versions,
+        runs=[run.info.run_id for run in _runs(config)],
+        aliases={v: list(client.get_model_version("medgrpo-synthetic", str(v)).aliases) for v in versions},
+        files={path.name for path in (config.runs_dir / str(config.name)).iterdir()},
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the tiny policy, made once."""
+    directory = tmp_path_factory.mktemp("tiny")
+    tiny_config(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def story(prefect_server: None, tiny: Path) -> dict[str, Chapter]:
+    """A first run; the same again; more cases; the evaluation lost; the model version deleted."""
+    more = tiny_config(tiny, name="more", evaluation={"cases": 20})
+    chapters = {
+        "first": _chapter(tiny_config(tiny, name="first")),
+        "again": _chapter(tiny_config(tiny, name="again")),
+        "more": _chapter(more),
+    }
+    shutil.rmtree((chapters["more"].directory / "evaluation").resolve())
+    chapters["lost"] = _chapter(more)
+    model = chapters["lost"].summary["model"]
+    _client(more).delete_model_version(model["name"], str(model["version"]))
+    chapters["deleted"] = _chapter(more)
+    return chapters
+
+
+def test_a_run_leaves_its_directory(story: dict[str, Chapter]) -> None:
+    """A run leaves its settings, data, training, evaluation, report and summary, and `latest` points to the newest."""
+    first = story["first"]
+    assert first.files == {"config.json", "data", "train", "evaluation", "report.html", "summary.json"}
+    evaluation = {path.name for path in (first.directory / "evaluation").iterdir()}
+    assert {"predictions.jsonl", "predictions.json", "metrics.json", "report.html"} <= evaluation
+    assert (first.directory / "train" / "metrics.jsonl").is_file()
+    assert (first.directory / "report.html").read_text().lstrip().startswith("<!")
+    assert (first.config.runs_dir / "latest").resolve() == story["deleted"].directory.resolve()
+
+
+def test_the_resolved_settings_are_kept(story: dict[str, Chapter]) -> None:
+    """config.json holds every setting of the run, and makes the same run again."""
+    first = story["first"]
+    assert RunConfig.model_validate_json((first.directory / "config.json").read_text()) == first.config
+
+
+def test_the_official_predictions_are_those_of_the_tuned_model(story: dict[str, Chapter]) -> None:
+    """predictions.json maps each evaluated id to the tuned model's verdict, in the official form."""
+    directory = story["first"].directory / "evaluation"
+    rows = [json.loads(line) for line in (directory / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 6
+    official = json.loads((directory / "predictions.json").read_text())
+    assert official == {row["id"]: row["answers"]["tuned"]["verdict"] for row in rows}
+
+
+def test_the_summary_keeps_its_contract(story: dict[str, Chapter]) -> None:
+    """summary.json has the keys that other tools rely on, is what the flow returns, and names what it registered."""
+    first = story["first"]
+    summary = json.loads((first.directory / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(first.summary))
+    contract = {"flow_run", "mlflow_run_id", "model", "base", "tuned", "comparison", "gate", "stages", "environment"}
+    assert contract <= summary.keys()
+    assert summary["model"].keys() == {"name", "version", "aliases", "digest"}
+    assert summary["gate"].keys() == {"outcome", "reasons"}
+    assert [stage.keys() for stage in summary["stages"]] == [{"name", "seconds", "cached"}] * 4
+    assert [stage["name"] for stage in summary["stages"]] == ["prepare", "train", "evaluate", "register"]
+    assert summary["tuned"]["accuracy"].keys() >= {"value", "low", "high", "n"}
+    assert summary["synthetic"] is True
+    assert summary["model"]["name"] == "medgrpo-synthetic"
+
+
+def test_the_summary_names_its_flow_run(story: dict[str, Chapter]) -> None:
+    """The flow run of the summary is the one Prefect knows, and each run of the flow is its own."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        known = {str(run.id) for run in client.read_flow_runs() if run.state and run.state.is_completed()}
+    named = [chapter.summary["flow_run"] for chapter in story.values()]
+    assert set(named) <= known
+    assert len(set(named)) == len(named)
+
+
+def test_the_first_run_computes_everything(story: dict[str, Chapter]) -> None:
+    """Nothing is cached in an empty runs directory, and one version comes of one run."""
+    first = story["first"]
+    assert _cached(first.summary) == dict.fromkeys(("prepare", "train", "evaluate", "register"), False)
+    assert first.versions == [1]
+    assert first.runs == [first.summary["mlflow_run_id"]]
+
+
+def test_the_same_again_is_all_cached(story: dict[str, Chapter]) -> None:
+    """The same code, settings and data: four cache hits, the same MLflow run, no further version, equal numbers."""
+    first, again = story["first"], story["again"]
+    assert all(_cached(again.summary).values())
+    assert (again.versions, again.runs) == (first.versions, first.runs)
+    same = ("mlflow_run_id", "model", "base", "tuned", "comparison")
+    assert {key: again.summary[key] for key in same} == {key: first.summary[key] for key in same}
+
+
+def test_more_cases_do_not_retrain(story: dict[str, Chapter]) -> None:
+    """Changing only evaluation.cases evaluates and registers; the evaluated model is a new version with a new run."""
+    first, more = story["first"], story["more"]
+    assert _cached(more.summary) == {"prepare": True, "train": True, "evaluate": False, "register": False}
+    assert more.versions == [1, 2]
+    assert more.summary["model"]["version"] == 2
+    assert more.summary["model"]["digest"] == first.summary["model"]["digest"]
+    assert more.summary["tuned"]["accuracy"]["n"] == 20
+    assert more.summary["mlflow_run_id"] != first.summary["mlflow_run_id"]
+    assert len(more.runs) == 2
+
+
+def test_a_lost_evaluation_is_made_again(story: dict[str, Chapter]) -> None:
+    """A deleted evaluation is made again with the same numbers, and does not make another version."""
+    more, lost = story["more"], story["lost"]
+    assert _cached(lost.summary) == {"prepare": True, "train": True, "evaluate": False, "register": False}
+    assert (lost.directory / "evaluation" / "predictions.jsonl").is_file()
+    assert (lost.versions, lost.runs) == (more.versions, more.runs)
+    assert lost.summary["tuned"] == more.summary["tuned"]
+    assert lost.summary["model"] == more.summary["model"]
+
+
+def test_a_deleted_version_is_registered_again(story: dict[str, Chapter]) -> None:
+    """A version deleted from MLflow is registered again; everything before it stays cached."""
+    lost, deleted = story["lost"], story["deleted"]
+    assert _cached(deleted.summary) == {"prepare": True, "train": True, "evaluate": True, "register": False}
+    assert len(deleted.versions) == len(lost.versions)
+    assert deleted.summary["model"]["version"] in deleted.versions
+    assert deleted.summary["model"]["digest"] == lost.summary["model"]["digest"]
+
+
+def test_the_alias_follows_the_newest_version(story: dict[str, Chapter]) -> None:
+    """`candidate` is on the newest version alone, after every run."""
+    for chapter in story.values():
+        assert {v: aliases for v, aliases in chapter.aliases.items() if aliases} == {
+            chapter.versions[-1]: ["candidate"]
+        }
+
+
+def test_the_training_metrics_are_in_mlflow(story: dict[str, Chapter]) -> None:
+    """Every step of metrics.jsonl is a point in MLflow, and so is the evaluation with its interval."""
+    first = story["first"]
+    client, run = _client(first.config), first.summary["mlflow_run_id"]
+    rows = _metrics(first.directory / "train")
+    for phase in ("warmup", "grpo"):
+        steps = [row["step"] for row in rows if row["phase"] == phase]
+        assert steps
+        assert [point.step for point in client.get_metric_history(run, f"{phase}/loss")] == steps
+    logged = client.get_run(run).data.metrics
+    accuracy = first.summary["tuned"]["accuracy"]
+    assert logged["eval/tuned/accuracy"] == accuracy["value"]
+    assert logged["eval/tuned/accuracy_low"] == accuracy["low"]
+
+
+def test_the_registered_model_gives_the_evaluated_answers(
+    story: dict[str, Chapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The version loaded from the registry answers 20 cases with the verdicts and thoughts of predictions.jsonl."""
+    import mlflow.pyfunc
+
+    newest = story["deleted"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", resolve_mlflow_uri(newest.config))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    model = newest.summary["model"]
+    reader = mlflow.pyfunc.load_model(f"models:/{model['name']}/{model['version']}")
+    lines = (newest.directory / "evaluation" / "predictions.jsonl").read_text().splitlines()
+    cases = [json.loads(line) for line in lines]
+    served = reader.predict([{"question": case["question"], "contexts": case["contexts"]} for case in cases])
+    evaluated = [{key: case["answers"]["tuned"][key] for key in ("verdict", "thought")} for case in cases]
+    assert len(evaluated) == 20
+    assert served == evaluated
+
+
+# --- MLflow is away
+
+
+@dataclass
+class Outage:
+    """A run while MLflow is away, and the same run after it is back."""
+
+    away: RunConfig
+    back: RunConfig
+    error: ServiceUnreachable
+    files: set[str]
+    summary: Summary
+
+
+@pytest.fixture(scope="module")
+def outage(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Outage:
+    """Training and evaluation without MLflow; then the same settings with a store that works."""
+    directory = tmp_path_factory.mktemp("outage")
+    away = tiny_config(directory, name="night", tracking={"uri": "http://127.0.0.1:9"})
+    back = tiny_config(directory, name="night")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "register", module.register.with_options(retries=1, retry_delay_seconds=0))
+        with pytest.raises(ServiceUnreachable) as caught:
+            train_medgrpo(away)
+    files = {path.name for path in (away.runs_dir / "night").iterdir()}
+    return Outage(away, back, caught.value, files, train_medgrpo(back))
+
+
+def test_an_outage_is_a_sentence(outage: Outage) -> None:
+    """The run ends with where MLflow was expected, why it is not there, and what to do."""
+    text = str(outage.error)
+    assert "MLflow at http://127.0.0.1:9 did not answer (Connection refused)" in text
+    assert "then run again: finished stages are reused and metrics catch up" in text
+
+
+def test_an_outage_costs_no_results(outage: Outage) -> None:
+    """Training, evaluation and report are there although nothing could be registered."""
+    assert outage.files == {"config.json", "data", "train", "evaluation", "report.html"}
+
+
+def test_after_an_outage_only_the_registration_is_left(outage: Outage) -> None:
+    """With MLflow back, the same run reuses training and evaluation, and registers one version."""
+    assert _cached(outage.summary) == {"prepare": True, "train": True, "evaluate": True, "register": False}
+    assert _versions(outage.back) == [1]
+    assert [run.info.run_id for run in _runs(outage.back)] == [outage.summary["mlflow_run_id"]]
+
+
+def test_after_an_outage_the_metrics_catch_up(outage: Outage) -> None:
+    """Every step that was trained during the outage is in MLflow afterwards."""
+    rows = _metrics(outage.back.runs_dir / "night" / "train")
+    steps = [row["step"] for row in rows if row["phase"] == "grpo"]
+    history = _client(outage.back).get_metric_history(outage.summary["mlflow_run_id"], "grpo/reward")
+    assert steps == [1, 2]
+    assert [point.step for point in history] == steps
+
+
+# --- SIGKILL
+
+KILLED_STEPS = 40
+
+
+def _long_config(directory: Path) -> RunConfig:
+    """A training long enough to be killed in its middle."""
+    return tiny_config(directory, name="killed", grpo={"steps": KILLED_STEPS, "save_steps": 2})
+
+
+def _trainings(runs: Path) -> list[psutil.Process]:
+    """The training processes that work in a runs directory."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            command = process.cmdline()
+        except psutil.Error:
+            continue
+        if "medgrpo.training" in command and any(part.startswith(str(runs)) for part in command):
+            found.append(process)
+    return found
+
+
+def _wait_for(condition: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise TimeoutError(f"{what} did not come within {WAIT_SECONDS} s")
+
+
+@dataclass
+class Halfway:
+    """What a training had done when it was killed."""
+
+    process: psutil.Process
+    rows: list[dict[str, Any]]
+    checkpoint: int
+    mlflow_run: str
+
+
+def _halfway(runs: Path) -> Halfway:
+    """Wait until a training has written a whole checkpoint of GRPO, and stop it there so that it can be looked at."""
+
+    def work() -> Path | None:
+        marks = list(runs.glob(".artifacts/train-*.partial/grpo/checkpoint-*/complete"))
+        return marks[0].parents[2] if marks else None
+
+    directory = _wait_for(work, "a checkpoint")
+    [process] = _trainings(runs)
+    process.suspend()
+    checkpoints = [int(path.parent.name.split("-")[1]) for path in directory.glob("grpo/checkpoint-*/complete")]
+    run = json.loads((directory / "mlflow_run.json").read_text())["run_id"]
+    return Halfway(process, _metrics(directory), max(checkpoints), run)
+
+
+def _assert_resumed(config: RunConfig, summary: Summary, halfway: Halfway) -> None:
+    """The finished training kept the steps it had, did each later one, and is one MLflow run and one version."""
+    rows = _metrics(config.runs_dir / "killed" / "train")
+    assert 0 < halfway.checkpoint < KILLED_STEPS, "the training was not killed in its middle"
+    kept = [row for row in halfway.rows if row["phase"] == "warmup" or row["step"] <= halfway.checkpoint]
+    assert rows[: len(kept)] == kept
+    again = [row for row in rows if row["phase"] == "grpo" and row not in halfway.rows]
+    assert again[0]["step"] == halfway.checkpoint + 1
+    assert again[-1]["step"] == KILLED_STEPS
+    assert sum(row["phase"] == "warmup" for row in rows) == sum(row["phase"] == "warmup" for row in kept)
+    assert summary["mlflow_run_id"] == halfway.mlflow_run
+    assert [run.info.run_id for run in _runs(config)] == [halfway.mlflow_run]
+    assert _versions(config) == [1]
+    history = _client(config).get_metric_history(halfway.mlflow_run, "grpo/loss")
+    assert {point.step for point in history} == set(range(1, KILLED_STEPS + 1))
+
+
+def test_a_killed_training_is_retried_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training process killed with SIGKILL is started again by Prefect's retry, from its last whole checkpoint."""
+    config = _long_config(tmp_path)
+    killed: list[Halfway] = []
+
+    def kill() -> None:
+        halfway = _halfway(config.runs_dir)
+        halfway.process.kill()
+        killed.append(halfway)
+
+    monkeypatch.setattr(module, "train", module.train.with_options(retry_delay_seconds=0))
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    summary = train_medgrpo(config)
+    thread.join()
+    _assert_resumed(config, summary, killed[0])
+
+
+@pytest.fixture
+def command(tmp_path: Path, prefect_server: None) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Starts the flow in a process of its own, from a profile file; what is left of it is ended."""
+    from prefect.settings import PREFECT_API_URL
+
+    profile = tmp_path / "killed.toml"
+    profile.write_text(_toml(_long_config(tmp_path).model_dump(mode="json", exclude_none=True)))
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.train_medgrpo", str(profile)],
+            cwd=ROOT,
+            env={**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def _toml(values: dict[str, Any]) -> str:
+    """Settings as TOML; JSON's strings, numbers and truth values are TOML's."""
+    plain = [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    tables = [f"\n[{key}]\n{_toml(value)}" for key, value in values.items() if isinstance(value, dict)]
+    return "\n".join([*plain, *tables])
+
+
+def test_a_killed_flow_goes_on_when_it_is_run_again(
+    tmp_path: Path, command: Callable[[], subprocess.Popen[str]]
+) -> None:
+    """After SIGKILL of the whole flow, the same command finishes the same training in the same MLflow run."""
+    config = _long_config(tmp_path)
+    flow = command()
+    halfway = _halfway(config.runs_dir)
+    flow.send_signal(signal.SIGKILL)
+    flow.wait()
+    halfway.process.resume()
+    gone, alive = psutil.wait_procs([halfway.process], timeout=30)
+    assert (gone, alive) == ([halfway.process], []), "the training went on without the flow that follows it"
+    left = _wait_for(lambda: not _trainings(config.runs_dir), "the end of the training")
+    assert left
+    done = command()
+    output, errors = done.communicate(timeout=2 * WAIT_SECONDS)
+    assert done.returncode == 0, errors
+    assert "Registered as medgrpo-synthetic version 1 (candidate)." in output
+    summary = json.loads((config.runs_dir / "killed" / "summary.json").read_text())
+    _assert_resumed(config, summary, halfway)

@@ -1,0 +1,215 @@
+"""The medgrpo command: bad input ends in its sentence and exit code 2, never in a traceback."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from medgrpo import cli, doctor, policies
+from medgrpo.doctor import Finding
+from medgrpo.testing import tiny_policy
+
+Run = Callable[..., tuple[int, str, str]]
+TRUTH = {"1": "yes", "2": "no", "3": "maybe"}
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run the command in an empty directory; gives exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["medgrpo", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def write(path: Path, value: object) -> Path:
+    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Path:
+    return write(tmp_path / "truth.json", TRUTH)
+
+
+def test_help_is_quick_and_light() -> None:
+    """`medgrpo --help` names the commands, and loads none of the heavy libraries."""
+    code = (
+        "import sys\nfrom medgrpo.cli import main\nsys.argv = ['medgrpo', '--help']\n"
+        "try:\n    main()\nfinally:\n"
+        "    print([m for m in ('torch', 'transformers', 'mlflow', 'prefect', 'datasets') if m in sys.modules])\n"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - started < 10
+    assert done.stdout.strip().endswith("[]")
+    assert all(command in done.stdout for command in ("evaluate", "answer", "score", "doctor"))
+
+
+def test_process_ends_without_traceback(tmp_path: Path, truth: Path) -> None:
+    """As a process too, bad input is a sentence on standard error and exit code 2."""
+    command = [sys.executable, "-c", "from medgrpo.cli import main; main()"]
+    arguments = ["score", str(tmp_path / "none.json"), "--ground-truth", str(truth)]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path / 'none.json'}: no such file")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_score(run: Run, truth: Path, tmp_path: Path) -> None:
+    """Scoring prints accuracy and macro-F1 as the official scorer does."""
+    code, out, _ = run("score", write(tmp_path / "p.json", TRUTH | {"3": "no"}), "--ground-truth", truth)
+    assert code == 0
+    assert out == "Accuracy 0.666667\nMacro-F1 0.555556\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("", "p.json: ends in the middle"),
+        ("{", "p.json: ends in the middle"),
+        ("yes", "p.json: is not JSON"),
+        (["yes"], "p.json: expected a JSON object"),
+        ({}, "p.json: expected a JSON object"),
+        ('{"1": "yes", "1": "no"}', "p.json: '1' stands there twice"),
+        ({"1": "yes"}, "2 missing"),
+        (TRUTH | {"4": "yes"}, "1 unknown (for example 4)"),
+        (TRUTH | {"2": "perhaps"}, "record 2: prediction is 'perhaps'; expected yes, no or maybe"),
+        (TRUTH | {"2": None}, "record 2: prediction is None"),
+    ],
+)
+def test_score_bad_predictions(run: Run, truth: Path, tmp_path: Path, content: object, part: str) -> None:
+    """Predictions that are unreadable, incomplete or of unknown verdicts are refused in a sentence."""
+    code, out, err = run("score", write(tmp_path / "p.json", content), "--ground-truth", truth)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert part in err
+
+
+def test_score_directory(run: Run, truth: Path, tmp_path: Path) -> None:
+    """A directory given as predictions is said to be one."""
+    code, _, err = run("score", tmp_path, "--ground-truth", truth)
+    assert code == 2
+    assert f"{tmp_path} is a directory" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--profile", "dmo"], "unknown profile 'dmo'; did you mean 'demo'?"),
+        (["--profile", "none.toml"], "none.toml: no such profile file"),
+        (["--set", "grpo.stepz=1"], "unknown setting 'grpo.stepz'; did you mean 'steps'"),
+        (["--set", "data.fold=77"], "setting 'data.fold' is 77"),
+        (["--set", "data.domain=pubmedqa", "--set", "data.path=none.json"], "none.json: no such file"),
+        (["--set", "data.domain=pubmedqa", "--set", "data.path=."], "is a directory; expected a file"),
+        (["--set", "data.domain=pubmedqa", "--set", "data.path=bad.json"], "bad.json: is not JSON"),
+        (["--set", "data.path=bad.json"], "set data.domain=pubmedqa"),
+        (["--set", "data.synthetic_pool=3"], "train holds no record with the verdict"),
+        (["--set", "policy.base=./none"], "policy.base './none' is not a directory"),
+        (["--set", "policy.base=."], "is not a model directory: it holds no config.json"),
+    ],
+)
+def test_evaluate_bad_input(run: Run, tmp_path: Path, arguments: list[str], part: str) -> None:
+    """Bad profiles, settings, data and models end in a sentence and exit code 2, with nothing written."""
+    write(tmp_path / "bad.json", "not json")
+    code, out, err = run("evaluate", "some/model", *arguments)
+    assert (code, out) == (2, "")
+    assert part in err
+    assert not (tmp_path / "evaluation").exists()
+
+
+@pytest.mark.parametrize("arguments", [["./none"], ["some/model", "--against", "./none"]])
+def test_evaluate_without_a_model(run: Run, tmp_path: Path, arguments: list[str]) -> None:
+    """A model that is none, on either side of a comparison, is refused before any data is prepared."""
+    code, _, err = run("evaluate", *arguments)
+    assert code == 2
+    assert "'./none' is not a directory" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_evaluate_unreachable_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Hub model that cannot be fetched ends in a sentence and exit code 2."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    code, _, err = run(
+        "evaluate", "some/model", "--set", "policy.base=some-org/not-cached", "--set", "data.synthetic_pool=60"
+    )
+    assert code == 2
+    assert "'some-org/not-cached' is neither cached nor reachable" in err
+
+
+@pytest.mark.slow
+def test_evaluate_no_space_for_the_cache(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full cache disk ends in a sentence and exit code 2."""
+
+    def full(source: Path, directory: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("MEDGRPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(policies, "find_embedded", lambda: tmp_path / "model.gguf")
+    monkeypatch.setattr(policies, "_convert_gguf", full)
+    code, _, err = run("evaluate", "smollm2-135m-instruct", "--set", "data.synthetic_pool=60")
+    assert code == 2
+    assert f"no space left on the disk of {tmp_path / 'cache'}" in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--model", "none"], ["--model", "file"]])
+def test_answer_without_a_model(run: Run, tmp_path: Path, arguments: list[str]) -> None:
+    """Without a trained model the sentence says how to get one."""
+    write(tmp_path / "file", "")
+    code, _, err = run("answer", "--question", "Does it?", "--context", "It did.", *arguments)
+    assert code == 2
+    assert "is not a model directory" in err
+    assert "make demo" in err
+
+
+@pytest.mark.slow
+def test_answer(run: Run, tmp_path: Path) -> None:
+    """An answer is printed as thought and verdict, with the note that it is no medical advice beside it."""
+    code, out, err = run(
+        "answer", "--question", "Does it?", "--context", "It did.", "--context", "It helped.",
+        "--model", tiny_policy(tmp_path / "tiny"), "--max-new-tokens", 4,
+    )  # fmt: skip
+    assert code == 0
+    assert [line.split(":")[0] for line in out.strip().splitlines() if ":" in line][-1] == "answer"
+    assert "Not medical advice." in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("question", "context"), [("", "It did."), ("Does it?", " ")])
+def test_answer_to_nothing(run: Run, tmp_path: Path, question: str, context: str) -> None:
+    """An empty question or abstract is refused in a sentence."""
+    code, _, err = run(
+        "answer", "--question", question, "--context", context, "--model", tiny_policy(tmp_path / "tiny")
+    )
+    assert code == 2
+    assert "error: " in err
+
+
+def test_usage_errors(run: Run) -> None:
+    """A missing or unknown option ends in exit code 2, before anything is read."""
+    assert run("score", "p.json")[0] == 2
+    assert run("answer", "--question", "Does it?")[0] == 2
+    assert run("evaluate", "some/model", "--sett", "a=b")[0] == 2
+
+
+@pytest.mark.parametrize(("state", "expected"), [("ok", 0), ("note", 0), ("missing", 1)])
+def test_doctor(run: Run, state: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor lists what it found, as a table or as JSON, and fails only where nothing can be trained."""
+    monkeypatch.setattr(doctor, "examine", lambda: [Finding("memory", state, "16 GB")])  # type: ignore[arg-type]
+    code, out, _ = run("doctor")
+    assert code == expected
+    assert out.split() == [state, "memory", "16", "GB"]
+    assert json.loads(run("doctor", "--json")[1]) == [{"name": "memory", "state": state, "detail": "16 GB"}]

@@ -1,0 +1,194 @@
+"""Settings: profiles, overrides, and the sentences about what is wrong with them."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medgrpo.config import PROFILES, RunConfig, load_config, parse_config, profile_names, resolve_mlflow_uri
+from medgrpo.errors import InputError
+
+deterministic = settings(derandomize=True, deadline=None, max_examples=60)
+positive = st.floats(1e-9, 1e6)
+changes = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.none() | st.text(min_size=1),
+        "seed": st.integers(),
+        "runs_dir": st.sampled_from(["runs", "/tmp/elsewhere"]),
+        "data": st.fixed_dictionaries({}, optional={"fold": st.integers(0, 9), "path": st.none() | st.just("a.json")}),
+        "grpo": st.fixed_dictionaries({}, optional={"steps": st.integers(1, 999), "learning_rate": positive}),
+        "rewards": st.fixed_dictionaries({}, optional={"hedge": st.floats(0, 0.99), "evidence": st.integers(1, 9)}),
+        "evaluation": st.fixed_dictionaries({}, optional={"cases": st.just("all") | st.integers(1, 500)}),
+    },
+)
+
+
+def sentence(profile: str | Path, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        load_config(profile, overrides)
+    return str(caught.value)
+
+
+@deterministic
+@given(changes)
+def test_round_trip(values: dict[str, object]) -> None:
+    """Settings survive being stored as JSON, and are the same ones when they come back."""
+    config = parse_config(values)
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+    assert parse_config(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_profiles_load(name: str) -> None:
+    """Each shipped profile is valid and knows its own name."""
+    assert load_config(name).profile == name
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_profiles_can_train(name: str) -> None:
+    """In each shipped profile the micro-batch divides a step's completions, and a prompt has room."""
+    config = load_config(name)
+    assert config.grpo.prompts_per_step * config.grpo.group_size % config.grpo.micro_batch == 0
+    assert config.grpo.max_completion_length < config.data.max_length
+
+
+def test_the_shipped_profiles_are_these() -> None:
+    """demo, cpu and t4 are shipped: Makefile and README name them."""
+    assert {"demo", "cpu", "t4"} <= set(profile_names())
+
+
+def test_every_setting_is_documented() -> None:
+    """Every setting of every section has a docstring."""
+    for name, field in RunConfig.model_fields.items():
+        parts = getattr(field.annotation, "model_fields", None)
+        missing = [key for key, part in (parts or {name: field}).items() if not part.description]
+        assert not missing, (name, missing)
+
+
+def test_settings_are_frozen() -> None:
+    """Settings cannot be changed once read."""
+    with pytest.raises(ValueError, match="frozen"):
+        load_config("demo").seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("grpo.steps=7", ("grpo", "steps"), 7),
+        ("grpo.learning_rate=1e-4", ("grpo", "learning_rate"), 1e-4),
+        ("evaluation.cases=all", ("evaluation", "cases"), "all"),
+        ("policy.base=./dir=x", ("policy", "base"), "./dir=x"),
+        ('policy.base="7"', ("policy", "base"), "7"),
+        ("data.path=/a b/c.json", ("data", "path"), Path("/a b/c.json")),
+        (" grpo.use_vllm =true", ("grpo", "use_vllm"), True),
+    ],
+)
+def test_overrides(override: str, path: tuple[str, str], value: object) -> None:
+    """An override is read as TOML, a bare word as a string, and leaves the other settings of its section alone."""
+    config = load_config("demo", [override])
+    assert getattr(getattr(config, path[0]), path[1]) == value
+    assert config.data.synthetic_pool == 300
+
+
+def test_the_last_override_wins() -> None:
+    """Of two overrides of one setting the last one counts."""
+    assert load_config("demo", ["seed=1", "seed=2"]).seed == 2
+
+
+def test_profile_from_a_file(tmp_path: Path) -> None:
+    """A TOML file is a profile, named after the file unless it names itself."""
+    path = tmp_path / "night.toml"
+    path.write_text("[grpo]\nsteps = 3\n", encoding="utf-8")
+    assert (load_config(path).profile, load_config(str(path)).grpo.steps) == ("night", 3)
+
+
+def test_unknown_profile() -> None:
+    """An unknown profile is answered with the nearest name and all names."""
+    text = sentence("deno")
+    assert "unknown profile 'deno'; did you mean 'demo'?" in text
+    assert all(name in text for name in profile_names())
+
+
+def test_missing_profile_file(tmp_path: Path) -> None:
+    """A profile file that is missing, or a directory, is named, with the profiles that are shipped."""
+    (tmp_path / "dir.toml").mkdir()
+    for name in ("none.toml", "dir.toml"):
+        text = sentence(tmp_path / name)
+        assert f"{tmp_path / name}: no such profile file" in text
+        assert "demo" in text
+
+
+@pytest.mark.parametrize("content", [b"[grpo\nsteps = 3", b"{}", b"\xff\xfe[\x00", b"steps = "])
+def test_profile_that_is_not_toml(tmp_path: Path, content: bytes) -> None:
+    """A profile that is not TOML, cut short, or in another encoding is named, with one to compare it with."""
+    path = tmp_path / "bad.toml"
+    path.write_bytes(content)
+    assert f"{path}: not a TOML file" in sentence(path)
+    assert "demo.toml" in sentence(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("grpo.stepz=1", ["unknown setting 'grpo.stepz'", "did you mean 'steps'", "micro_batch"]),
+        ("gpro.steps=1", ["unknown setting 'gpro'", "did you mean 'grpo'", "evaluation"]),
+        ("zzz=1", ["unknown setting 'zzz'. Known: profile"]),
+        ("grpo.steps=0", ["setting 'grpo.steps' is 0", "greater than 0"]),
+        ("grpo.steps=many", ["setting 'grpo.steps' is 'many'", "valid integer"]),
+        ("grpo.steps=", ["setting 'grpo.steps' is ''"]),
+        ("grpo.learning_rate=nan", ["setting 'grpo.learning_rate' is nan"]),
+        ("grpo.group_size=1", ["setting 'grpo.group_size' is 1", "2"]),
+        ("data.domain=pubmed", ["setting 'data.domain' is 'pubmed'", "'synthetic' or 'pubmedqa'"]),
+        ("data.fold=10", ["setting 'data.fold' is 10", "9"]),
+        ("evaluation.cases=some", ["setting 'evaluation.cases' is 'some'", "'all'"]),
+        ("grpo=5", ["setting 'grpo' is 5"]),
+        ("policy.base.x=1", ["setting 'policy.base' is {'x': 1}"]),
+        ("grpo.steps.x=1", ["'steps' is a single value"]),
+        ("grpo.steps", ["expected key=value, for example"]),
+        ("=3", ["expected key=value"]),
+    ],
+)
+def test_bad_overrides(override: str, parts: list[str]) -> None:
+    """An unknown setting is answered with the nearest names, a bad value with the setting, the value and the rule."""
+    text = sentence("demo", override)
+    assert all(part in text for part in parts), text
+    assert "constrained" not in text
+
+
+def test_every_problem_is_reported_with_its_source(tmp_path: Path) -> None:
+    """Two bad settings in a file are two sentences, each naming the file."""
+    path = tmp_path / "bad.toml"
+    path.write_text("sead = 1\n[grpo]\nsteps = -1\n")
+    lines = sentence(path).splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(f"{path}: ") for line in lines)
+
+
+def test_mlflow_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The setting goes before MLFLOW_TRACKING_URI, which goes before SQLite in the runs directory."""
+    config = RunConfig(runs_dir=tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert resolve_mlflow_uri(config) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert resolve_mlflow_uri(config) == "http://mlflow:5000"
+    assert resolve_mlflow_uri(parse_config({"tracking": {"uri": "sqlite:///x.db"}})) == "sqlite:///x.db"
+
+
+def test_profiles_are_plain_toml() -> None:
+    """A profile holds no value that a Python-free reader could not read."""
+    assert all(tomllib.loads(path.read_text(encoding="utf-8")) for path in PROFILES.glob("*.toml"))
+
+
+def test_config_imports_nothing_heavy() -> None:
+    """Reading settings imports neither torch, nor transformers, nor Prefect."""
+    code = (
+        "import sys; from medgrpo.config import load_config; load_config('demo'); "
+        "print([m for m in ('torch', 'transformers', 'prefect', 'mlflow', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

