@@ -115,15 +115,35 @@ def f():
 
 @pytest.mark.parametrize("path", SOURCES, ids=_name)
 def test_no_error_is_swallowed(path: Path) -> None:
-    """No handler catches everything: `except:`, `except Exception` and `except BaseException` hide bugs."""
-    everything = {"Exception", "BaseException"}
+    """Nothing says `except:` or `except Exception`, and `except BaseException` only tidies up and raises again."""
     handlers = [node for node in ast.walk(_tree(path)) if isinstance(node, ast.ExceptHandler)]
-    broad = [
-        handler.lineno
-        for handler in handlers
-        if handler.type is None or {n.id for n in ast.walk(handler.type) if isinstance(n, ast.Name)} & everything
-    ]
-    assert broad == []
+    assert [handler.lineno for handler in handlers if _swallows(handler)] == []
+
+
+def _swallows(handler: ast.ExceptHandler) -> bool:
+    if handler.type is None:
+        return True
+    caught = {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)}
+    raises_again = isinstance(handler.body[-1], ast.Raise) and handler.body[-1].exc is None
+    return "Exception" in caught or ("BaseException" in caught and not raises_again)
+
+
+@pytest.mark.parametrize(
+    ("clause", "swallowed"),
+    [
+        ("except: pass", True),
+        ("except Exception: raise", True),
+        ("except (OSError, Exception): pass", True),
+        ("except BaseException: pass", True),
+        ("except BaseException: raise", False),
+        ("except OSError: pass", False),
+    ],
+)
+def test_the_guard_against_swallowed_errors_knows_them(clause: str, swallowed: bool) -> None:
+    """The guard tells a handler that catches everything from one that does not, or that raises again."""
+    [statement] = ast.parse(f"try: f()\n{clause}").body
+    assert isinstance(statement, ast.Try)
+    assert _swallows(statement.handlers[0]) is swallowed
 
 
 @pytest.mark.parametrize("path", _sources("medgrpo"), ids=_name)

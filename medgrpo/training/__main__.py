@@ -37,9 +37,11 @@ def train(config: RunConfig, data: Path, directory: Path) -> None:
 
     from medgrpo.preparation import check_leaks, load_records
     from medgrpo.training import logprobs
-    from medgrpo.training.grpo import train_grpo
+    from medgrpo.training.grpo import accumulation_steps, train_grpo
     from medgrpo.training.warmup import train_warmup
 
+    # A micro-batch that GRPO cannot use is refused before the warm-up, not after it.
+    accumulation_steps(config)
     logprobs.install()
     # Cached maps would be written into the prepared data, which must stay as it was hashed.
     datasets.disable_caching()
@@ -122,10 +124,11 @@ def _flags(summary: dict[str, Any]) -> list[str]:
 
 def _die_with_parent() -> None:
     """End this process when the one that follows it is gone, so that nothing trains unseen on its files."""
-    parent = int(os.environ.get("MEDGRPO_PARENT", "0"))
+    parent, started_by = int(os.environ.get("MEDGRPO_PARENT", "0")), os.getppid()
 
     def watch() -> None:
-        while _alive(parent):
+        # A killed parent that nobody waits for stays as a zombie, but its children get another parent at once.
+        while _alive(parent) and os.getppid() == started_by:
             time.sleep(1)
         os._exit(9)
 

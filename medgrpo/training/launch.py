@@ -1,5 +1,6 @@
 """Start the training process and follow it: progress, time limit, and what its end means."""
 
+import contextlib
 import json
 import os
 import signal
@@ -43,6 +44,7 @@ def run(config: RunConfig, data: Path, directory: Path, on_progress: Progress = 
     """
     write_json(directory / "job.json", {"config": config.model_dump(mode="json"), "data": str(data.absolute())})
     (directory / "failure.json").unlink(missing_ok=True)
+    _cut_torn_row(directory / "metrics.jsonl")
     with (directory / "train.log").open("a") as log:
         process = subprocess.Popen(
             _command(config, directory),
@@ -86,6 +88,13 @@ def _follow(process: subprocess.Popen[bytes], metrics: Path, on_progress: Progre
         time.sleep(POLL_SECONDS)
 
 
+def _cut_torn_row(metrics: Path) -> None:
+    """Drop a last line that was cut short (a full disk, a power cut), so that the next row is a line of its own."""
+    if metrics.is_file():
+        with metrics.open("rb+") as stream:
+            stream.truncate(stream.read().rfind(b"\n") + 1)
+
+
 def _report(metrics: Path, position: int, on_progress: Progress) -> int:
     if not metrics.is_file():
         return position
@@ -107,6 +116,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+    # Of several processes the first may be gone and the others not.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _failure(code: int, directory: Path) -> errors.MedgrpoError:

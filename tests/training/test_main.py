@@ -111,7 +111,7 @@ class FakeModel:
 
     def save_pretrained(self, directory, selected_adapters):
         assert selected_adapters == ["default"]
-        directory.mkdir(exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         (directory / "adapter_model.safetensors").write_text(f"from {self.start and self.start.parent.name}")
 
 
