@@ -211,7 +211,9 @@ def case_row(record: Record, answers: Mapping[str, Sequence[Mapping[str, Any]]],
 
 def read_cases(directory: Path) -> list[dict[str, Any]]:
     """The rows of predictions.jsonl."""
-    return [json.loads(line) for line in (directory / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    text = (directory / "predictions.jsonl").read_text(encoding="utf-8")
+    # Not splitlines(): a text may hold U+2028 or U+0085, which JSON leaves as they are.
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def _references(domain: str, train: Sequence[Record], records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -105,7 +105,7 @@ def test_missing_and_unknown_pmids_are_refused(truth):
     """Predictions must cover the ground truth exactly; the sentence counts what is missing and unknown, with one."""
     first, *others = truth
     with pytest.raises(InputError, match=rf"exactly the {len(truth)} PMIDs .*: 1 missing, 0 unknown .*{first}"):
-        official_score({pmid: "yes" for pmid in others}, truth)
+        official_score(dict.fromkeys(others, "yes"), truth)
     with pytest.raises(InputError, match=r"0 missing, 1 unknown \(for example nobody\)"):
         official_score({**truth, "nobody": "yes"}, truth)
     with pytest.raises(InputError, match=rf"{len(truth)} missing, 0 unknown"):
@@ -164,11 +164,11 @@ def test_an_invented_figure_is_listed():
     assert any("2.4" in figure for figure in figures["supported"])
 
 
-@pytest.mark.parametrize("text", ["", "no idea, sorry about that", "<answer>yes</answer> <answer>no</answer>"])
+@pytest.mark.parametrize("text", ["", "I cannot say.", "<answer>yes</answer> <answer>no</answer>"])
 def test_an_unreadable_completion_has_no_verdict(text):
     """Where no single answer stands the verdict is None, and the row is still valid JSON."""
     row = answer_row(tiny_record(), Generation(text, 3), RewardConfig())
-    assert row["verdict"] in (None, "no")
+    assert row["verdict"] is None
     assert not row["well_formed"]
     assert json.loads(json.dumps(row, allow_nan=False)) == row
 

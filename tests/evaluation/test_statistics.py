@@ -37,8 +37,8 @@ def test_wilson_of_nothing_is_null_in_json():
     }
 
 
-def test_the_half_widths_of_the_design_hold():
-    """70 % accuracy is known to about ±12.7 points from 50 cases and to ±4.0 from 500."""
+def test_more_cases_make_a_narrower_interval():
+    """70 % accuracy is known to about ±12 points from 50 cases and to ±4 from 500."""
     widths = {n: (wilson(round(0.7 * n), n).high - wilson(round(0.7 * n), n).low) / 2 for n in (50, 500)}
     assert widths[50] == pytest.approx(0.123, abs=0.005)
     assert widths[500] == pytest.approx(0.040, abs=0.001)
@@ -62,9 +62,7 @@ def test_mcnemars_p_value_is_twice_the_smaller_tail(only_first, only_second):
     """The p-value is twice the binomial tail of the rarer kind of discordance, at most 1, by plain counting."""
     discordant = only_first + only_second
     tail = sum(math.comb(discordant, k) for k in range(min(only_first, only_second) + 1)) / 2**discordant
-    p_value = mcnemar(
-        [True] * only_first + [False] * only_second, [False] * only_first + [True] * only_second
-    )[2]
+    p_value = mcnemar([True] * only_first + [False] * only_second, [False] * only_first + [True] * only_second)[2]
     assert p_value == pytest.approx(min(1.0, 2 * tail), rel=1e-9)
 
 

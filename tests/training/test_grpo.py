@@ -358,7 +358,7 @@ def test_the_reference_of_the_kl_term_is_the_policy_grpo_started_from(tiny, tmp_
     """With beta the divergence starts at 0 from the warm-up's adapter, not from the base, also across a resume."""
     tiny.model.save_pretrained(tmp_path / "start", selected_adapters=["default"])
     start = tmp_path / "start"
-    _, first = train(tiny, tmp_path, monkeypatch, steps=2, start=start, beta=0.5)
+    train(tiny, tmp_path, monkeypatch, steps=2, start=start, beta=0.5)
     _, second = train(tiny, tmp_path, monkeypatch, steps=3, start=start, beta=0.5)
     divergence = [row["kl"] for row in rows_written(tmp_path)]
     assert len(divergence) == 3
@@ -366,9 +366,10 @@ def test_the_reference_of_the_kl_term_is_the_policy_grpo_started_from(tiny, tmp_
     assert divergence[1] > 1e-4
     assert divergence[2] > 1e-4
     begun = dict(tiny.model.named_parameters())
-    for name, parameter in second.named_parameters():
-        if ".ref." in name:
-            torch.testing.assert_close(parameter, begun[name.replace(".ref.", ".default.")])
+    reference = {name: parameter for name, parameter in second.named_parameters() if ".ref." in name}
+    assert reference
+    for name, parameter in reference.items():
+        torch.testing.assert_close(parameter, begun[name.replace(".ref.", ".default.")])
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ The slow tests train for real, in a process of its own, a policy made so that it
 thought, and then yes, no or maybe with equal chances.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -88,9 +89,14 @@ def changed(config, **sections):
     return RunConfig.model_validate(values)
 
 
-def children():
-    """The training processes this process follows."""
-    return [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+def processes(directory):
+    """The running children of this process that were started to train in a directory."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.status() != psutil.STATUS_ZOMBIE and str(directory) in child.cmdline():
+                found.append(child)
+    return found
 
 
 def rows_in(directory, start=0):
@@ -225,7 +231,7 @@ def test_no_process_is_left(tmp_path, instead, end):
     config = RunConfig(training_timeout_minutes=1.5 / 60)
     with pytest.raises(TrainingCrashed):
         launch.run(config, tmp_path, tmp_path)
-    assert children() == []
+    assert processes(tmp_path) == []
     assert_gone(int((tmp_path / "helper").read_text()))
 
 
@@ -257,19 +263,28 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path, instead, monkeypatch
         launch.run(RunConfig(training_timeout_minutes=1 / 60), tmp_path, tmp_path)
     assert (tmp_path / "ready").exists()
     assert waits == [10, None]
-    assert children() == []
+    assert processes(tmp_path) == []
+
+
+def test_a_running_training_is_seen(tmp_path, instead):
+    """What the tests around take for "no process left" is true only when there is none: a running one is found."""
+    instead('(directory / \'metrics.jsonl\').write_text(\'{"phase": "grpo", "step": 1}\\n\'); time.sleep(0.2)' + FINISH)
+    seen = []
+    launch.run(RunConfig(), tmp_path, tmp_path, lambda row: seen.extend(processes(tmp_path)))
+    assert len(seen) == 1
+    assert processes(tmp_path) == []
 
 
 def test_an_error_in_the_callback_stops_the_training(tmp_path, instead):
     """Whatever ends the following ends the process too: nothing trains unseen."""
-    instead("(directory / 'metrics.jsonl').write_text('{\"phase\": \"grpo\", \"step\": 1}\\n'); time.sleep(60)")
+    instead('(directory / \'metrics.jsonl\').write_text(\'{"phase": "grpo", "step": 1}\\n\'); time.sleep(60)')
 
     def fail(row):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         launch.run(RunConfig(), tmp_path, tmp_path, fail)
-    assert children() == []
+    assert processes(tmp_path) == []
 
 
 def test_several_processes_start_through_accelerate(tmp_path):
@@ -322,7 +337,9 @@ def test_every_row_is_reported_in_order(prepared, finished):
     assert finished.rows == warmup + grpo
     assert [row["step"] for row in warmup] == list(range(1, warmup[0]["steps"] + 1))
     assert [row["step"] for row in grpo] == list(range(1, prepared.config.grpo.steps + 1))
-    assert all({"loss", "reward", "reward_std", "rewards/correctness/mean", "seconds_left"} <= row.keys() for row in grpo)
+    assert all(
+        {"loss", "reward", "reward_std", "rewards/correctness/mean", "seconds_left"} <= row.keys() for row in grpo
+    )
     assert grpo[-1]["seconds_left"] == 0
 
 
@@ -388,12 +405,12 @@ def test_a_training_killed_in_the_middle_resumes_from_its_last_checkpoint(prepar
 
     def kill(row):
         if row["phase"] == "grpo" and last_complete_checkpoint(grpo):
-            for child in children():
+            for child in processes(tmp_path):
                 child.kill()
 
     with pytest.raises(TrainingCrashed, match="was killed by SIGKILL"):
         launch.run(config, prepared.data, tmp_path, kill)
-    assert children() == []
+    assert processes(tmp_path) == []
     checkpoint = int(last_complete_checkpoint(grpo).name.rpartition("-")[2])
     assert 1 <= checkpoint < 8
     written = len(rows_in(tmp_path))
@@ -441,7 +458,7 @@ def test_a_training_that_runs_out_of_time_is_stopped(prepared, tmp_path, impatie
     config = changed(prepared.config, training_timeout_minutes=2 / 60)
     with pytest.raises(TrainingCrashed, match=r"training_timeout_minutes\)\. Running it again resumes"):
         launch.run(config, prepared.data, tmp_path)
-    assert children() == []
+    assert processes(tmp_path) == []
 
 
 FOLLOWER = """

@@ -110,7 +110,7 @@ def test_statistics_for_logging_carry_no_gradient():
 
 
 def test_half_precision_inputs_are_summed_in_float32():
-    """Hidden states in bfloat16 give float32 results close to the exact ones, so that ratios do not drown in rounding."""
+    """Hidden states in bfloat16 give float32 results close to the exact ones, not rounded ones."""
     *leaves, targets = problem(40)
     short = [leaf.detach().bfloat16() for leaf in leaves]
     log_probs, entropy, *_ = LogProbabilities.apply(*short, targets, 1.0, 8192)

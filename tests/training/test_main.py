@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -153,8 +154,6 @@ def test_an_adapter_that_a_kill_left_half_written_is_not_taken_for_one(tmp_path,
 @pytest.fixture
 def stubbed(monkeypatch, tmp_path, loads):
     """`train` without models: the phases that ran, in order; data of two records."""
-    import datasets
-
     from medgrpo.training import grpo, logprobs, warmup
 
     ran = []
@@ -170,8 +169,6 @@ def stubbed(monkeypatch, tmp_path, loads):
 
 
 def write_data(directory, **splits):
-    import datasets
-
     for split, records in splits.items():
         rows = [{"record_id": record.id, "record": record.model_dump_json()} for record in records]
         datasets.Dataset.from_list(rows).save_to_disk(str(directory / split))
@@ -229,8 +226,9 @@ def test_a_micro_batch_that_does_not_divide_is_found_before_the_warmup(stubbed):
 
 
 @pytest.mark.slow
-def test_numbers_that_overflow_end_in_an_alarm(tmp_path):
+def test_numbers_that_overflow_end_in_an_alarm(tmp_path, monkeypatch):
     """A real training whose learning rate is absurd ends with a TrainingAlarm, and leaves no adapter behind."""
+    monkeypatch.setattr(datasets, "disable_caching", lambda: None)
     config = tiny_config(
         tmp_path,
         data={"synthetic_pool": 24, "synthetic_test": 3},

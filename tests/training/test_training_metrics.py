@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from medgrpo.training.metrics import parse_rows, read_metrics
 
 phases = st.sampled_from(["warmup", "grpo"])
-written = st.lists(st.builds(lambda phase, step: {"phase": phase, "step": step}, phases, st.integers(1, 6)), max_size=20)
+written = st.lists(
+    st.builds(lambda phase, step: {"phase": phase, "step": step}, phases, st.integers(1, 6)), max_size=20
+)
 
 
 def lines(rows):
