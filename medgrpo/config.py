@@ -10,9 +10,18 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from medgrpo.errors import InputError
 
@@ -23,7 +32,7 @@ EMBEDDED_MODEL = "smollm2-135m-instruct"
 class Settings(BaseModel):
     """Base of all parts: frozen, and an unknown setting is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class DataConfig(Settings):
@@ -182,6 +191,16 @@ class RewardConfig(Settings):
     max_thought_words: PositiveInt = 120
     """Longer thoughts lose structure, all of it at twice this length."""
 
+    @model_validator(mode="after")
+    def _truth_outranks_form(self) -> Self:
+        best_wrong = self.structure + self.correctness * self.hedge
+        if best_wrong >= self.correctness:
+            raise ValueError(
+                f"with structure {self.structure:g} and hedge {self.hedge:g} a wrong answer could earn "
+                f"{best_wrong:g}, as much as a right one's {self.correctness:g}; lower them or raise correctness"
+            )
+        return self
+
 
 class EvaluationConfig(Settings):
     """How base, warm-up and tuned models are compared."""
@@ -233,6 +252,17 @@ class RunConfig(Settings):
     rewards: RewardConfig = RewardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _steps_can_be_cut(self) -> Self:
+        completions = self.grpo.prompts_per_step * self.grpo.group_size
+        if completions % (self.grpo.micro_batch * self.processes):
+            raise ValueError(
+                f"grpo.prompts_per_step x grpo.group_size = {completions} completions a step cannot be cut into "
+                f"micro-batches of {self.grpo.micro_batch} on {self.processes} process(es); choose a grpo.micro_batch "
+                "that divides it"
+            )
+        return self
 
 
 def profile_names() -> list[str]:
@@ -310,6 +340,8 @@ def _explain(problem: Any) -> str:
     name = ".".join(location[:2])  # Deeper parts only name the branch of a union.
     if problem["type"] == "extra_forbidden":
         return f"unknown setting {name!r}{_nearest(location[-1], _settings_at(location[:-1]))}"
+    if problem["type"] == "value_error":
+        return f"{name + ': ' if name else ''}{problem['ctx']['error']}."
     return f"setting {name!r} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
 
 

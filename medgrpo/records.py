@@ -13,6 +13,9 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 SplitName = Literal["train", "dev", "test"]
 Verdict = Literal["yes", "no", "maybe"]
 
+# A conclusion of fewer words ("No effect.") stands in many an abstract by chance.
+SHORTEST_PASSAGE = 5
+
 
 class Record(BaseModel):
     """One question with the abstract that answers it.
@@ -105,9 +108,10 @@ def leaks(train: Mapping[str, str], test_ids: Sequence[str], records: Mapping[st
         records: id -> Record, at least for every id in `train`.
     """
     test = set(test_ids)
+    passages = {i: " ".join(records[i].long_answer.split()) for i in train}
     found = [f"record {i} of the test split is among the training prompts" for i in train if i in test]
     return found + [
         f"the prompt of record {i} contains its long_answer"
         for i, prompt in train.items()
-        if " ".join(records[i].long_answer.split()) in " ".join(prompt.split())
+        if len(passages[i].split()) >= SHORTEST_PASSAGE and passages[i] in " ".join(prompt.split())
     ]

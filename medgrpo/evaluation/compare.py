@@ -21,8 +21,8 @@ from medgrpo.manifests import write_json, write_text
 from medgrpo.policies import load_model, resolve_base
 from medgrpo.preparation import SUMMARY, load_records
 from medgrpo.prompts import render_prompt
-from medgrpo.provenance import environment, git_commit
-from medgrpo.records import Record, digest
+from medgrpo.provenance import environment, fingerprint, git_commit
+from medgrpo.records import Record
 from medgrpo.training.metrics import read_metrics
 
 # PubMedQA's human performance, reasoning-required setting, test split (Jin et al. 2019, table 5).
@@ -230,8 +230,8 @@ def _answers(
 ) -> list[Generation]:
     """Answers from the cache, and those still missing from the model."""
     limit = config.grpo.max_completion_length
-    key = hashlib.sha256(f"{model.identity()} {limit} {digest(records)}".encode()).hexdigest()[:24]
-    path = cache / f"{model.name}-{key}.jsonl"
+    prompts = {record.id: render_prompt(record) for record in records}
+    path = cache / f"{model.name}-{fingerprint([model.identity(), limit, prompts])}.jsonl"
     known = _read_answers(path)
     missing = [record for record in records if record.id not in known]
     if missing:
@@ -246,8 +246,8 @@ def _answers(
                 stream.flush()
                 on_progress(model.name, len(known), len(records))
 
-            prompts = [render_prompt(record) for record in missing]
-            generate(weights, tokenizer, prompts, limit, config.evaluation.batch_tokens, keep)
+            asked = [prompts[record.id] for record in missing]
+            generate(weights, tokenizer, asked, limit, config.evaluation.batch_tokens, keep)
     return [known[record.id] for record in records]
 
 

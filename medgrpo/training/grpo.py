@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medgrpo.config import RunConfig
-from medgrpo.errors import InputError
 from medgrpo.records import Record
 from medgrpo.rewards import reward_functions
 from medgrpo.training.callbacks import Alarms, CompleteCheckpoints, MetricsFile, last_complete_checkpoint
@@ -48,28 +47,12 @@ def train_grpo(model: Any, tokenizer: Any, rows: "Dataset", config: RunConfig, d
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
-def accumulation_steps(config: RunConfig) -> int:
-    """Micro-batches per optimiser step and process.
-
-    Raises:
-        InputError: the step's completions cannot be cut evenly.
-    """
-    grpo = config.grpo
-    completions, at_once = grpo.prompts_per_step * grpo.group_size, grpo.micro_batch * config.processes
-    if completions % at_once:
-        raise InputError(
-            f"grpo.prompts_per_step x grpo.group_size = {completions} completions a step cannot be cut into "
-            f"micro-batches of {grpo.micro_batch} on {config.processes} process(es); choose a grpo.micro_batch that "
-            "divides it."
-        )
-    return completions // at_once
-
-
 def _arguments(config: RunConfig, directory: Path) -> Any:
     import torch
     from trl import GRPOConfig
 
-    grpo, accumulation = config.grpo, accumulation_steps(config)
+    grpo = config.grpo
+    accumulation = grpo.prompts_per_step * grpo.group_size // (grpo.micro_batch * config.processes)
     return GRPOConfig(
         output_dir=str(directory),
         max_steps=grpo.steps,
