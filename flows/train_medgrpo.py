@@ -23,9 +23,11 @@ def train_medgrpo(config: RunConfig | str = "demo") -> dict[str, Any]:
     """
     config, directory = runs.open_run_directory(resolve(config))
     data = run_stage(prepare, config)
+    runs.show_result(directory, "data", data.manifest)
     trained = run_stage(train, config, data.manifest)
+    runs.show_result(directory, "train", trained.manifest)
     evaluated = run_stage(evaluate, config, data.manifest, trained.manifest)
-    runs.link_results(directory, data.manifest, trained.manifest, evaluated.manifest)
+    runs.show_result(directory, "evaluation", evaluated.manifest)
     registered = run_stage(
         register,
         config,

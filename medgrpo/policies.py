@@ -3,12 +3,13 @@
 import importlib.util
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medgrpo.config import EMBEDDED_MODEL, PolicyConfig
 from medgrpo.errors import InputError, ServiceUnreachable
-from medgrpo.manifests import build, read_manifest
+from medgrpo.manifests import build, describe, read_manifest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,6 +46,18 @@ def resolve_base(config: PolicyConfig) -> str:
     if not (directory / "config.json").is_file():
         raise InputError(f"policy.base {directory} is not a model directory: it holds no config.json.")
     return str(directory)
+
+
+def base_identity(config: PolicyConfig) -> str:
+    """What tells the configured base from another: its name and revision, and of a local directory its content."""
+    directory = Path(config.base).expanduser()
+    content = _directory_digest(directory) if config.base != EMBEDDED_MODEL and directory.is_dir() else ""
+    return f"{config.base}@{config.revision}#{content}"
+
+
+@cache
+def _directory_digest(directory: Path) -> str:
+    return describe(directory).sha256
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None) -> "PreTrainedTokenizerBase":

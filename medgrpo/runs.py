@@ -14,7 +14,7 @@ from medgrpo.provenance import environment, git_commit
 
 
 def open_run_directory(config: RunConfig) -> tuple[RunConfig, Path]:
-    """Name the run, make `runs/<name>/` with its resolved config.json, and point `runs/latest` to it.
+    """Name the run, make `runs/<name>/` with its resolved config.json.
 
     Raises:
         InputError: the name is not a plain directory name, or the disk is full or not writable.
@@ -28,7 +28,6 @@ def open_run_directory(config: RunConfig) -> tuple[RunConfig, Path]:
     directory = config.runs_dir.absolute() / name
     with friendly_disk_errors(directory):
         write_json(directory / "config.json", config.model_dump(mode="json"))
-        link(config.runs_dir.absolute() / "latest", directory)
     return config, directory
 
 
@@ -40,11 +39,17 @@ def link(path: Path, target: Path) -> None:
     fresh.replace(path)
 
 
-def link_results(directory: Path, data: Manifest, trained: Manifest, evaluated: Manifest) -> None:
-    """Show the artifacts in the run's directory: data/, train/, evaluation/ and report.html."""
-    for name, manifest in {"data": data, "train": trained, "evaluation": evaluated}.items():
-        link(directory / name, manifest.path)
-    link(directory / "report.html", evaluated.path / "report.html")
+def show_result(directory: Path, name: str, manifest: Manifest) -> None:
+    """Link a stage's artifact into the run's directory, its report beside it.
+
+    `runs/latest` points to the run as soon as it holds a trained model.
+    """
+    link(directory / name, manifest.path)
+    report = manifest.path / "report.html"
+    if report.is_file():
+        link(directory / report.name, report)
+    if (directory / "train").is_dir():
+        link(directory.parent / "latest", directory)
 
 
 def summarize(
@@ -89,9 +94,9 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
     ]
     lines = [f"| | {' | '.join(models)} |", f"|---|{'---|' * len(models)}"]
     lines += [f"| {label} | {' | '.join(_percent(summary[m][key]) for m in models)} |" for label, key in rows]
-    kind = "synthetic " if summary["synthetic"] else ""
+    kind = "synthetic" if summary["synthetic"] else summary["domain"]
     count = summary["tuned"]["accuracy"]["n"]
-    notes = [f"{count} held-out {kind}cases of {summary['domain']}; 95 % intervals in brackets. Not medical advice."]
+    notes = [f"{count} held-out {kind} cases; 95 % intervals in brackets. Not medical advice."]
     notes += [
         f"{pair['first']} against {pair['second']}: {pair['only_first']} cases only the first has right, "
         f"{pair['only_second']} only the second; exact McNemar p = {pair['p_value']:.2g}."

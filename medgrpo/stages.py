@@ -14,7 +14,8 @@ from typing import Any
 
 from medgrpo.config import RunConfig, resolve_mlflow_uri
 from medgrpo.errors import ServiceUnreachable
-from medgrpo.manifests import MANIFEST, Manifest, build, read_manifest, verify, write_json
+from medgrpo.manifests import MANIFEST, Manifest, build, describe, read_manifest, verify, write_json
+from medgrpo.policies import base_identity
 from medgrpo.provenance import code_version, fingerprint
 
 ARTIFACTS = ".artifacts"
@@ -34,7 +35,7 @@ def prepare_key(config: RunConfig) -> str:
     inputs = {
         "data": config.data.model_dump(mode="json", exclude={"path", "ground_truth"}),
         "files": [_content(path) for path in _input_files(config)],
-        "tokenizer": [config.policy.base, config.policy.revision],
+        "tokenizer": base_identity(config.policy),
         "completion": config.grpo.max_completion_length,
         "rewards": config.rewards.model_dump(),
         "code": code_version("medgrpo.preparation", "medgrpo.domains.synthetic"),
@@ -67,6 +68,7 @@ def train_key(config: RunConfig, data: Manifest) -> str:
     inputs = {
         "data": data.path.name,
         "policy": config.policy.model_dump(),
+        "base": base_identity(config.policy),
         "warmup": config.warmup.model_dump(),
         "grpo": config.grpo.model_dump(),
         "rewards": config.rewards.model_dump(),
@@ -117,7 +119,7 @@ def register(
         model_dir=trained.path / "model",
         data_dir=data.path,
         evaluation_dir=evaluated.path,
-        model_digest=trained.sha256,
+        model_digest=describe(trained.path / "model").sha256,
         git_commit=git_commit(),
         tags=tags,
     )

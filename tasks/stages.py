@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 
 from medgrpo import stages
 from medgrpo.config import RunConfig
-from medgrpo.errors import MedgrpoError, ServiceUnreachable
+from medgrpo.errors import MedgrpoError, ServiceUnreachable, TrainingAlarm
 from medgrpo.manifests import Manifest
 from tasks.progress import StageProgress
 from tasks.running import RETRIES, RETRY_SECONDS, cache_key, worth_retrying
@@ -61,7 +61,11 @@ def train(config: RunConfig, data: Manifest) -> Manifest:
             progress.training(row)
             tracker.catch_up()
 
-        return stages.train(config, data, follow, tracker.begin)
+        try:
+            return stages.train(config, data, follow, tracker.begin)
+        except TrainingAlarm as error:
+            tracker.fail(str(error))
+            raise
 
 
 @task(name="evaluate", cache_key_fn=_evaluate_key, **_SURVIVES)
@@ -95,6 +99,13 @@ class _Tracker:
         Once training is under way nothing that MLflow answers ends it: what it refuses now, the registration reports.
         """
         self._attempt(self._sync if self._run_id else self._open, survives=MedgrpoError)
+
+    def fail(self, reason: str) -> None:
+        """End the MLflow run as failed, with the reason; such a training is not taken up again."""
+        from medgrpo.registry import fail_run
+
+        if self._run_id:
+            self._attempt(lambda: fail_run(self._config, self._run_id, reason), survives=MedgrpoError)
 
     def _open(self) -> None:
         from medgrpo.registry import open_run

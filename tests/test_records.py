@@ -111,10 +111,16 @@ def test_leaks_finds_test_ids() -> None:
 
 def test_leaks_finds_long_answer_however_wrapped() -> None:
     """A long_answer in a prompt is found even where line breaks differ."""
-    records = {"1": tiny_record("1", long_answer="It helps\nmost people.")}
-    assert leaks({"1": "Abstract: It  helps most\npeople. Question: does it?"}, [], records) == [
+    records = {"1": tiny_record("1", long_answer="It helps\nmost people with pain.")}
+    assert leaks({"1": "Abstract: It  helps most\npeople with pain. Question: does it?"}, [], records) == [
         "the prompt of record 1 contains its long_answer"
     ]
+
+
+def test_a_few_common_words_are_no_leak() -> None:
+    """A long_answer of a word or two may stand in a prompt by chance."""
+    records = {"1": tiny_record("1", long_answer="No effect.")}
+    assert leaks({"1": "Abstract: No effect. Question: any effect?"}, [], records) == []
 
 
 def test_no_leaks() -> None:

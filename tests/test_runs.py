@@ -9,7 +9,7 @@ import pytest
 from medgrpo.config import RunConfig, parse_config
 from medgrpo.errors import InputError
 from medgrpo.manifests import Manifest, describe, write_json
-from medgrpo.runs import link, link_results, open_run_directory, summarize, summary_markdown
+from medgrpo.runs import link, open_run_directory, show_result, summarize, summary_markdown
 
 SHARE = {"value": 0.6, "low": 0.5, "high": 0.7, "n": 50}
 MODEL = dict.fromkeys(("accuracy", "macro_f1", "strict_form", "grounding"), SHARE)
@@ -47,11 +47,10 @@ def summary_of(config: RunConfig, trained: Manifest, evaluated: Manifest) -> dic
 
 
 def test_open_run_directory(config: RunConfig) -> None:
-    """A run starts with its resolved settings on disk, readable as they were, and `latest` points to it."""
+    """A run starts with its resolved settings on disk, readable as they were."""
     opened, directory = open_run_directory(config)
     assert directory == config.runs_dir / "night"
     assert parse_config(json.loads((directory / "config.json").read_text())) == opened
-    assert (config.runs_dir / "latest").resolve() == directory.resolve()
 
 
 def test_unnamed_run_is_named_after_its_profile(config: RunConfig) -> None:
@@ -86,12 +85,15 @@ def test_link_moves(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "moved").iterdir()) == ["latest", "one", "two"]
 
 
-def test_link_results(config: RunConfig, trained: Manifest, evaluated: Manifest) -> None:
-    """The run's directory shows its artifacts and its report."""
+def test_show_result(config: RunConfig, trained: Manifest, evaluated: Manifest) -> None:
+    """The run's directory shows each artifact and the report; `latest` moves once there is a trained model to find."""
     _, directory = open_run_directory(config)
-    link_results(directory, trained, trained, evaluated)
+    show_result(directory, "data", trained)
+    assert not (config.runs_dir / "latest").exists()
+    show_result(directory, "train", trained)
+    assert (config.runs_dir / "latest" / "train" / "training.json").is_file()
+    show_result(directory, "evaluation", evaluated)
     assert (directory / "evaluation" / "metrics.json").is_file()
-    assert (directory / "train" / "training.json").is_file()
     assert (directory / "report.html").read_text() == "<p>"
 
 

@@ -10,7 +10,7 @@ import pytest
 from medgrpo import registry, stages
 from medgrpo.config import DataConfig, RunConfig, load_config
 from medgrpo.errors import ServiceUnreachable
-from medgrpo.manifests import Manifest, build, write_json
+from medgrpo.manifests import Manifest, build, describe, write_json
 from medgrpo.registry import Candidate, Registration
 
 DATA = Manifest(uri="/runs/.artifacts/data-0", sha256="d" * 64, bytes=1, files=1)
@@ -185,7 +185,7 @@ def test_a_damaged_registration_does_not_hold(registered: Manifest, monkeypatch:
 
 
 def test_registering_hands_over_what_the_earlier_stages_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The candidate points to the artifacts of the stages, and the registration is kept as JSON."""
+    """The candidate points to the stages' artifacts, its digest is the model's, and the registration is kept as JSON."""
     candidates: list[Candidate] = []
     registration = Registration("m", 1, "run", "models:/m/1", TRAINED.sha256, ("candidate",))
 
@@ -194,11 +194,13 @@ def test_registering_hands_over_what_the_earlier_stages_made(tmp_path: Path, mon
         return registration
 
     monkeypatch.setattr(registry, "register", register)
-    manifest = stages.register(RunConfig(runs_dir=tmp_path), DATA, TRAINED, EVALUATED, {"medgrpo.flow_run": "f"})
+    write_json(tmp_path / "train" / "model" / "weights.json", [1, 2])
+    trained, model = describe(tmp_path / "train"), describe(tmp_path / "train" / "model")
+    manifest = stages.register(RunConfig(runs_dir=tmp_path), DATA, trained, EVALUATED, {"medgrpo.flow_run": "f"})
     expected = {**dataclasses.asdict(registration), "aliases": ["candidate"]}
     assert stages.read_registration(manifest) == expected
     assert [(c.data_dir, c.model_dir, c.evaluation_dir, c.model_digest) for c in candidates] == [
-        (DATA.path, TRAINED.path / "model", EVALUATED.path, TRAINED.sha256)
+        (DATA.path, model.path, EVALUATED.path, model.sha256)
     ]
 
 
