@@ -37,11 +37,9 @@ def train(config: RunConfig, data: Path, directory: Path) -> None:
 
     from medgrpo.preparation import check_leaks, load_records
     from medgrpo.training import logprobs
-    from medgrpo.training.grpo import accumulation_steps, train_grpo
+    from medgrpo.training.grpo import train_grpo
     from medgrpo.training.warmup import train_warmup
 
-    # A micro-batch that GRPO cannot use is refused before the warm-up, not after it.
-    accumulation_steps(config)
     logprobs.install()
     # Cached maps would be written into the prepared data, which must stay as it was hashed.
     datasets.disable_caching()
