@@ -95,14 +95,15 @@ def evaluate(
         The content of metrics.json.
     """
     records = draw_cases(load_records(data, config.evaluation.split), config.evaluation)
-    answers: dict[str, list[dict[str, Any]]] = {}
-    for model in models:
-        generations = _answers(model, records, config, answers_cache, on_progress)
-        answers[model.name] = [
+    # The model in question is asked first: it is what somebody who follows the evaluation waits for.
+    asked = {model.name: _answers(model, records, config, answers_cache, on_progress) for model in reversed(models)}
+    answers = {
+        model.name: [
             answer_row(record, generation, config.rewards)
-            for record, generation in zip(records, generations, strict=True)
+            for record, generation in zip(records, asked[model.name], strict=True)
         ]
-        logger.info("%s: %d answers", model.name, len(records))
+        for model in models
+    }
     metrics = score(config, json.loads((data / SUMMARY).read_text()), load_records(data, "train"), records, answers)
     write_json(directory / "metrics.json", metrics)
     rows = (json.dumps(case_row(record, answers, i), ensure_ascii=False) for i, record in enumerate(records))
