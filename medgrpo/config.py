@@ -94,7 +94,7 @@ class WarmupConfig(Settings):
     """Completions per optimiser step."""
     micro_batch: PositiveInt = 4
     """Completions per forward and backward pass; bounds memory."""
-    warmup_ratio: float = Field(default=0.0, ge=0, le=1)
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
     """Share of the steps over which the learning rate rises."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping threshold."""
@@ -121,7 +121,7 @@ class GrpoConfig(Settings):
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning-rate schedule."""
-    warmup_ratio: float = Field(default=0.0, ge=0, le=1)
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
     """Share of the steps over which the learning rate rises."""
     beta: NonNegativeFloat = 0.0
     """KL coefficient towards the policy that GRPO started from; 0 loads no reference."""
@@ -255,13 +255,18 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _steps_can_be_cut(self) -> Self:
-        completions = self.grpo.prompts_per_step * self.grpo.group_size
-        if completions % (self.grpo.micro_batch * self.processes):
-            raise ValueError(
-                f"grpo.prompts_per_step x grpo.group_size = {completions} completions a step cannot be cut into "
-                f"micro-batches of {self.grpo.micro_batch} on {self.processes} process(es); choose a grpo.micro_batch "
-                "that divides it"
-            )
+        """A step's completions must be whole micro-batches: TRL would quietly train on another number of them."""
+        steps = (
+            ("grpo.prompts_per_step x grpo.group_size", self.grpo.prompts_per_step * self.grpo.group_size, "grpo"),
+            ("warmup.batch_size", self.warmup.batch_size, "warmup"),
+        )
+        for name, completions, section in steps:
+            micro_batch = getattr(self, section).micro_batch
+            if completions % (micro_batch * self.processes):
+                raise ValueError(
+                    f"{name} = {completions} completions a step cannot be cut into micro-batches of {micro_batch} on "
+                    f"{self.processes} process(es); choose a {section}.micro_batch that divides it"
+                )
         return self
 
 

@@ -92,7 +92,7 @@ def test_overrides(override: str, path: tuple[str, str], value: object) -> None:
     """An override is read as TOML, a bare word as a string, and leaves the other settings of its section alone."""
     config = load_config("demo", [override])
     assert getattr(getattr(config, path[0]), path[1]) == value
-    assert config.data.synthetic_pool == 300
+    assert config.data.synthetic_pool == load_config("demo").data.synthetic_pool
 
 
 def test_the_last_override_wins() -> None:
@@ -192,3 +192,33 @@ def test_config_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@given(st.integers(1, 8), st.integers(2, 8), st.integers(1, 64), st.integers(1, 4))
+def test_micro_batches_make_up_the_step_or_are_refused(prompts: int, group: int, micro: int, processes: int) -> None:
+    """A step's completions are whole micro-batches over all processes, or the sentence says what to change."""
+    sizes = {"prompts_per_step": prompts, "group_size": group, "micro_batch": micro}
+    values = {"processes": processes, "grpo": sizes, "warmup": {"batch_size": 4 * processes, "micro_batch": 4}}
+    if prompts * group % (micro * processes):
+        with pytest.raises(
+            InputError, match=rf"= {prompts * group} completions .* a grpo\.micro_batch that divides it"
+        ):
+            parse_config(values)
+    else:
+        assert parse_config(values).grpo.micro_batch == micro
+
+
+@pytest.mark.parametrize(
+    ("sizes", "processes"),
+    [({"batch_size": 10, "micro_batch": 4}, 1), ({"batch_size": 4, "micro_batch": 8}, 1), ({"batch_size": 8}, 4)],
+)
+def test_a_warmup_batch_that_micro_batches_cannot_make_up_is_refused(sizes: dict[str, int], processes: int) -> None:
+    """Training with another warm-up batch than the one asked for is refused."""
+    with pytest.raises(InputError, match=r"warmup\.batch_size = .* a warmup\.micro_batch that divides it"):
+        parse_config({"processes": processes, "warmup": sizes})
+
+
+def test_rewards_that_pay_a_wrong_answer_like_a_right_one_are_refused() -> None:
+    """Form may never be paid as much as truth."""
+    with pytest.raises(InputError, match=r"rewards: with structure 2 .* a wrong answer could earn 2\.2"):
+        parse_config({"rewards": {"structure": 2}})

@@ -45,7 +45,7 @@ def _changed(*overrides: str) -> set[str]:
         ("evaluation.split=dev", {"evaluate"}),
         ("evaluation.resamples=10", {"evaluate"}),
         ("grpo.learning_rate=1e-4", {"train"}),
-        ("grpo.steps=3", {"train"}),
+        ("grpo.steps=5", {"train"}),
         ("warmup.epochs=3", {"train"}),
         ("policy.lora_rank=8", {"train"}),
         ("seed=12", {"train"}),
@@ -185,7 +185,7 @@ def test_a_damaged_registration_does_not_hold(registered: Manifest, monkeypatch:
 
 
 def test_registering_hands_over_what_the_earlier_stages_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The candidate points to the stages' artifacts, its digest is the model's, and the registration is kept as JSON."""
+    """The candidate points to the stages' artifacts, its digest is the model's, and registration.json says so."""
     candidates: list[Candidate] = []
     registration = Registration("m", 1, "run", "models:/m/1", TRAINED.sha256, ("candidate",))
 

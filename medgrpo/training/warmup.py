@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medgrpo.config import RunConfig
-from medgrpo.errors import InputError
 from medgrpo.training.callbacks import Alarms, CompleteCheckpoints, MetricsFile, last_complete_checkpoint
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ def train_warmup(
         metrics: the `metrics.jsonl` to append to.
 
     Raises:
-        InputError: the micro-batches cannot make up the batch.
         TrainingAlarm: the loss is not finite.
     """
     from trl import SFTTrainer
@@ -84,17 +82,12 @@ def _arguments(config: RunConfig, directory: Path) -> Any:
     import torch
     from trl import SFTConfig
 
-    warmup, at_once = config.warmup, config.warmup.micro_batch * config.processes
-    if warmup.batch_size % at_once:
-        raise InputError(
-            f"warmup.batch_size = {warmup.batch_size} completions a step cannot be cut into micro-batches of "
-            f"{warmup.micro_batch} on {config.processes} process(es); choose a warmup.micro_batch that divides it."
-        )
+    warmup = config.warmup
     return SFTConfig(
         output_dir=str(directory),
         num_train_epochs=warmup.epochs,
         per_device_train_batch_size=warmup.micro_batch,
-        gradient_accumulation_steps=warmup.batch_size // at_once,
+        gradient_accumulation_steps=warmup.batch_size // (warmup.micro_batch * config.processes),
         learning_rate=warmup.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=warmup.warmup_ratio,

@@ -5,11 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from medgrpo.config import GrpoConfig, RunConfig
-from medgrpo.errors import InputError, TrainingAlarm
+from medgrpo.errors import TrainingAlarm
 from medgrpo.rewards import PILLARS
 from medgrpo.testing import tiny_record
 from medgrpo.training import grpo
@@ -75,26 +73,6 @@ def test_settings_outside_the_section_reach_trls_config(tmp_path):
     assert arguments.logging_steps == 1
     assert not arguments.report_to
     assert arguments.output_dir == str(tmp_path)
-
-
-@given(st.integers(1, 8), st.integers(2, 8), st.integers(1, 64), st.integers(1, 4))
-def test_micro_batches_add_up_to_the_step_or_are_refused(prompts, group, micro, processes):
-    """Micro-batches over all processes make exactly the step's completions, or the settings are refused."""
-    config = RunConfig(
-        processes=processes, grpo=GrpoConfig(prompts_per_step=prompts, group_size=group, micro_batch=micro)
-    )
-    if prompts * group % (micro * processes):
-        with pytest.raises(InputError):
-            grpo.accumulation_steps(config)
-    else:
-        assert grpo.accumulation_steps(config) * micro * processes == prompts * group
-
-
-def test_a_micro_batch_that_does_not_divide_is_named():
-    """The sentence says how many completions there are, what does not divide them, and what to change."""
-    config = RunConfig(grpo=GrpoConfig(prompts_per_step=3, group_size=3, micro_batch=2))
-    with pytest.raises(InputError, match=r"grpo\.prompts_per_step x grpo\.group_size = 9 .* of 2 on 1 .*micro_batch"):
-        grpo.accumulation_steps(config)
 
 
 class Recorder:

@@ -444,15 +444,6 @@ def test_a_leak_stops_the_process_with_its_sentence(prepared, tmp_path, impatien
 
 
 @pytest.mark.slow
-def test_a_micro_batch_that_does_not_divide_stops_the_process_with_its_sentence(prepared, tmp_path, impatient):
-    """Settings that GRPO cannot use come back as the sentence that says which to change, before anything trains."""
-    config = changed(prepared.config, grpo={"micro_batch": 3})
-    with pytest.raises(InputError, match=r"= 8 completions a step cannot be cut into micro-batches of 3 .*divides it"):
-        launch.run(config, prepared.data, tmp_path)
-    assert not (tmp_path / "metrics.jsonl").exists()
-
-
-@pytest.mark.slow
 def test_a_training_that_runs_out_of_time_is_stopped(prepared, tmp_path, impatient):
     """After training_timeout_minutes the process is gone, and the sentence says that another attempt goes on."""
     config = changed(prepared.config, training_timeout_minutes=2 / 60)

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medgrpo.config import RunConfig, WarmupConfig
-from medgrpo.errors import InputError
 from medgrpo.training import warmup
 from medgrpo.training.callbacks import COMPLETE, Alarms, CompleteCheckpoints, MetricsFile
 from medgrpo.training.warmup import balanced_order
@@ -145,19 +144,6 @@ def test_micro_batches_add_up_to_the_batch(tmp_path, settings, steps):
     arguments = warmup._arguments(RunConfig(warmup=WarmupConfig(**settings)), tmp_path)
     assert arguments.gradient_accumulation_steps == steps
     assert arguments.per_device_train_batch_size * steps == settings["batch_size"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "processes"),
-    [({"batch_size": 10, "micro_batch": 4}, 1), ({"batch_size": 4, "micro_batch": 8}, 1), ({"batch_size": 8}, 3)],
-)
-def test_a_batch_that_micro_batches_cannot_make_up_is_refused(tmp_path, settings, processes):
-    """Training with another batch than the one asked for is refused with a sentence that names the setting."""
-    config = RunConfig(processes=processes, warmup=WarmupConfig(**settings))
-    with pytest.raises(
-        InputError, match=r"warmup\.batch_size = .* cannot be cut .* warmup\.micro_batch that divides it"
-    ):
-        warmup._arguments(config, tmp_path)
 
 
 class Recorder:
