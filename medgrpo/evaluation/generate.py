@@ -39,6 +39,8 @@ def generate(
     """
     import torch
 
+    from medgrpo.evaluation.attention import grouped_decoding
+
     encoded = [
         tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
         for messages in prompts
@@ -46,7 +48,7 @@ def generate(
     answers: list[Generation | None] = [None] * len(prompts)
     for batch in length_batches([len(ids) for ids in encoded], max_new_tokens, batch_tokens):
         inputs = tokenizer.pad({"input_ids": [encoded[i] for i in batch]}, return_tensors="pt").to(model.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), grouped_decoding(model):
             output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         for i, row in zip(batch, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
             answers[i] = _generation(row, tokenizer)

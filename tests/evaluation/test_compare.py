@@ -232,10 +232,10 @@ def test_the_evaluation_writes_rows_that_can_be_read_back(run, asked, prepared, 
 
 
 def test_the_progress_counts_every_answer(run, prepared):
-    """The callback hears each model's answers from one to all."""
+    """The callback hears each model's answers from one to all, the model in question first."""
     heard = []
     run(on_progress=lambda *news: heard.append(news), base="bad", tuned="good")
-    assert heard == [(name, done, 6) for name in ("base", "tuned") for done in range(1, 7)]
+    assert heard == [(name, done, 6) for name in ("tuned", "base") for done in range(1, 7)]
 
 
 # --- Answers kept ------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def test_the_longest_prompts_come_first(lengths, new_tokens, bound):
 class Scripted:
     """A model that answers with given token rows, and keeps what it was asked."""
 
-    device = "cpu"
+    device, config = "cpu", SimpleNamespace(_attn_implementation="eager")
 
     def __init__(self, rows):
         self.rows, self.asked = rows, []
