@@ -43,6 +43,7 @@ def evaluate(
     from medgrpo.preparation import prepare
 
     config = load_config(profile, overrides or [])
+    config = config.model_copy(update={"policy": config.policy.model_copy(update={"base": model})})
     names = [("against", against), ("model", model)] if against else [("model", model)]
     models = [
         Contestant(name, resolve_base(config.policy.model_copy(update={"base": source}))) for name, source in names

@@ -70,7 +70,7 @@ class PolicyConfig(Settings):
     revision: str | None = None
     """Revision of a Hugging Face id; name a commit to pin it."""
     backend: Literal["transformers", "unsloth"] = "transformers"
-    """What loads and trains the model: `transformers` runs anywhere, `unsloth` needs CUDA."""
+    """What loads and trains the model: `transformers` runs anywhere; `unsloth` is not available yet."""
     autocast: Literal["none", "bfloat16"] = "none"
     """Compute type of training passes; weights and evaluation stay float32. A T4 has no bfloat16: keep `none` there."""
     lora_rank: PositiveInt = 16
@@ -242,7 +242,7 @@ class RunConfig(Settings):
     seed: int = 11
     """Seed of sampling and training."""
     processes: PositiveInt = 1
-    """Training processes; more than one starts through `accelerate launch`, one per GPU."""
+    """Training processes; more than one starts through `accelerate launch`, one per GPU (not yet tested)."""
     training_timeout_minutes: PositiveFloat = 24 * 60
     """The training process is stopped after this long; a retry resumes it."""
     data: DataConfig = DataConfig()

@@ -42,11 +42,7 @@ def _software() -> Iterator[Finding]:
         try:
             yield Finding(library, "ok", importlib.metadata.version(library))
         except importlib.metadata.PackageNotFoundError:
-            detail = (
-                "not installed; needs CUDA: pip install 'medgrpo[gpu]'"
-                if optional
-                else "not installed: run make install"
-            )
+            detail = "not installed; only needed for a later backend" if optional else "not installed: run make install"
             yield Finding(library, "note" if optional else "missing", detail)
 
 
@@ -87,8 +83,11 @@ def _tracking() -> Finding:
     from medgrpo.registry import connect
 
     config = load_config("demo")
+    uri = resolve_mlflow_uri(config)
+    if uri.startswith("sqlite:"):
+        return Finding("tracking", "ok", f"{uri} (made by the first run; MLFLOW_TRACKING_URI names a server)")
     try:
         connect(config)
     except MedgrpoError as error:
-        return Finding("mlflow server", "note", str(error))
-    return Finding("mlflow server", "ok", resolve_mlflow_uri(config))
+        return Finding("tracking", "note", str(error))
+    return Finding("tracking", "ok", uri)

@@ -44,8 +44,13 @@ def prepare(config: RunConfig, directory: Path) -> dict[str, Any]:
         )
     lengths = {i: _prompt_tokens(record, tokenizer) for i, record in corpus.records.items()}
     corpus, dropped = _drop_long(corpus, lengths, limit)
-    check_leaks(corpus.split("train") + corpus.split("dev"), corpus.splits["test"])
-    summary = _summary(corpus, dropped, lengths)
+    pool = corpus.split("train") + corpus.split("dev")
+    check_leaks({record.id: prompt_text(render_prompt(record)) for record in pool}, pool, corpus.splits["test"])
+    cut = _cut_golds(corpus, tokenizer, config)
+    if cut:
+        # The warm-up would teach answers that generation cuts off before their verdict.
+        logger.warning("%d gold completions are longer than grpo.max_completion_length, e.g. %s", len(cut), cut[0])
+    summary = _summary(corpus, dropped, lengths) | {"gold_longer_than_cap": cut}
     with friendly_disk_errors(directory), _no_progress_bars():
         for split in SPLITS:
             _save(corpus.split(split), directory / split, with_gold=split != "test", config=config)
@@ -62,13 +67,22 @@ def load_records(directory: Path, split: str) -> list[Record]:
     return [Record.model_validate_json(text) for text in rows["record"]]
 
 
-def check_leaks(train: Sequence[Record], test_ids: Sequence[str]) -> None:
+def prompt_text(messages: Sequence[Mapping[str, str]]) -> str:
+    """All that a prompt says, as one text."""
+    return "\n".join(message["content"] for message in messages)
+
+
+def check_leaks(prompts: Mapping[str, str], train: Sequence[Record], test_ids: Sequence[str]) -> None:
     """Stop where a test id, or a long_answer, is in a training prompt.
+
+    Args:
+        prompts: id -> text of each training prompt, as the model will read it.
+        train: the records of these prompts.
+        test_ids: ids of the held-out test split.
 
     Raises:
         InputError: listing up to three leaks.
     """
-    prompts = {record.id: "\n".join(message["content"] for message in render_prompt(record)) for record in train}
     found = leaks(prompts, test_ids, {record.id: record for record in train})
     if found:
         raise InputError(
@@ -94,6 +108,13 @@ def _prompt_tokens(record: Record, tokenizer: Any) -> int:
         render_prompt(record), add_generation_prompt=True, tokenize=True, return_dict=False
     )
     return len(ids)
+
+
+def _cut_golds(corpus: Corpus, tokenizer: Any, config: RunConfig) -> list[str]:
+    """Ids of the training records whose gold completion, its end of turn included, is longer than the cap."""
+    golds = {record.id: gold_completion(record, config.rewards) for record in corpus.split("train")}
+    lengths = {i: len(tokenizer(gold, add_special_tokens=False)["input_ids"]) + 1 for i, gold in golds.items()}
+    return [i for i, length in lengths.items() if length > config.grpo.max_completion_length]
 
 
 def _drop_long(corpus: Corpus, lengths: Mapping[str, int], limit: int) -> tuple[Corpus, list[Dropped]]:

@@ -66,8 +66,12 @@ class Corpus(BaseModel):
 
 
 def digest(records: Iterable[Record]) -> str:
-    """sha256 (hex) over the records' content, independent of their order."""
-    lines = sorted(json.dumps(record.model_dump(), sort_keys=True, ensure_ascii=False) for record in records)
+    """sha256 (hex) over the records' content, independent of their order.
+
+    The year is left out: the Hub's copy of PubMedQA lacks it, and is the same data.
+    """
+    contents = (record.model_dump(exclude={"year"}) for record in records)
+    lines = sorted(json.dumps(content, sort_keys=True, ensure_ascii=False) for content in contents)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -16,7 +16,7 @@ from medgrpo.config import RunConfig, resolve_mlflow_uri
 from medgrpo.errors import ServiceUnreachable
 from medgrpo.manifests import MANIFEST, Manifest, build, describe, read_manifest, verify, write_json
 from medgrpo.policies import base_identity
-from medgrpo.provenance import code_version, fingerprint
+from medgrpo.provenance import PACKAGE, code_version, fingerprint
 
 ARTIFACTS = ".artifacts"
 
@@ -38,7 +38,7 @@ def prepare_key(config: RunConfig) -> str:
         "tokenizer": base_identity(config.policy),
         "completion": config.grpo.max_completion_length,
         "rewards": config.rewards.model_dump(),
-        "code": code_version("medgrpo.preparation", "medgrpo.domains.synthetic"),
+        "code": code_version("medgrpo.preparation"),
     }
     return f"data-{fingerprint(inputs)}"
 
@@ -101,6 +101,7 @@ def evaluate_key(config: RunConfig, data: Manifest, trained: Manifest) -> str:
         "evaluation": config.evaluation.model_dump(),
         "rewards": config.rewards.model_dump(),
         "code": code_version("medgrpo.evaluation.compare"),
+        "template": _content(PACKAGE / "evaluation" / "report.html.j2"),
     }
     return f"evaluation-{fingerprint(inputs)}"
 
@@ -142,6 +143,7 @@ def register_key(config: RunConfig, trained: Manifest, evaluated: Manifest) -> s
         "evaluation": evaluated.sha256,
         "tracking": config.tracking.model_dump(),
         "uri": resolve_mlflow_uri(config),
+        "code": code_version("medgrpo.serving"),
     }
     return f"registration-{fingerprint(inputs)}"
 

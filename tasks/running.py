@@ -57,7 +57,8 @@ def run_stage(
     manifest = _result(state)
     cached = state.name == CACHED
     if cached and not still_valid(manifest):
-        logger.warning("%s: the cached artifact %s is damaged or gone, so it is made again", stage.name, manifest.uri)
+        lost = "%s: the cached result %s no longer holds (its files or its registration), so it is made again"
+        logger.warning(lost, stage.name, manifest.uri)
         state = stage.with_options(refresh_cache=True)(*arguments, return_state=True)  # type: ignore[assignment]
         manifest = _result(state)
         cached = False

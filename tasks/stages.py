@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 
 from medgrpo import stages
 from medgrpo.config import RunConfig
-from medgrpo.errors import MedgrpoError, ServiceUnreachable, TrainingAlarm
+from medgrpo.errors import InputError, MedgrpoError, ServiceUnreachable, TrainingAlarm
 from medgrpo.manifests import Manifest
 from tasks.progress import StageProgress
 from tasks.running import RETRIES, RETRY_SECONDS, cache_key, worth_retrying
@@ -63,7 +63,7 @@ def train(config: RunConfig, data: Manifest) -> Manifest:
 
         try:
             return stages.train(config, data, follow, tracker.begin)
-        except TrainingAlarm as error:
+        except (TrainingAlarm, InputError) as error:
             tracker.fail(str(error))
             raise
 
@@ -101,7 +101,7 @@ class _Tracker:
         self._attempt(self._sync if self._run_id else self._open, survives=MedgrpoError)
 
     def fail(self, reason: str) -> None:
-        """End the MLflow run as failed, with the reason; such a training is not taken up again."""
+        """End the MLflow run as failed, with the reason; running the same again takes it up."""
         from medgrpo.registry import fail_run
 
         if self._run_id:

@@ -158,7 +158,7 @@ def test_many_leaks_are_counted() -> None:
     """Of many leaks three are named and all are counted."""
     records = [tiny_record(str(i)) for i in range(5)]
     with pytest.raises(InputError) as caught:
-        check_leaks(records, [record.id for record in records])
+        check_leaks({r.id: "prompt" for r in records}, records, [record.id for record in records])
     assert str(caught.value).startswith("5 leaks")
     assert str(caught.value).count("of the test split") == 3
 

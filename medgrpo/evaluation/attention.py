@@ -2,8 +2,8 @@
 
 With a padding mask, transformers' SDPA path first copies every key/value head once per query head (`repeat_kv`): for a
 model with three query heads per key head, that copy took a third of the decoding time on a CPU. Grouping the query
-heads instead gives the same sums. Prompts (more than one query position) and models whose layers add soft caps or sinks keep
-transformers' own path.
+heads instead gives the same sums. Prompts (more than one query position) and models whose layers add soft caps or sinks
+keep transformers' own path.
 """
 
 import contextlib

@@ -17,7 +17,7 @@ from medgrpo.evaluation.generate import Generation, generate
 from medgrpo.evaluation.plots import save_plots
 from medgrpo.evaluation.report import write_report
 from medgrpo.evaluation.scoring import answer_row, compare, model_metrics, verdict_metric
-from medgrpo.manifests import write_json, write_text
+from medgrpo.manifests import describe, write_json, write_text
 from medgrpo.policies import load_model, resolve_base
 from medgrpo.preparation import SUMMARY, load_records
 from medgrpo.prompts import render_prompt
@@ -51,12 +51,9 @@ class Contestant:
 
     def identity(self) -> str:
         """What tells this model's answers from another's: names, and digests of the weights on disk."""
-        weights = [
-            *Path(self.source).glob("*.safetensors"),
-            *(self.adapter.glob("*.safetensors") if self.adapter else []),
-        ]
-        parts = [self.revision or "", *(_file_digest(path) for path in sorted(weights))]
-        return hashlib.sha256(" ".join(parts if weights else [self.source, *parts]).encode()).hexdigest()
+        source = Path(self.source)
+        parts = [describe(source).sha256 if source.is_dir() else f"{self.source}@{self.revision}"]
+        return fingerprint([*parts, describe(self.adapter).sha256 if self.adapter else None])
 
 
 def contestants(config: RunConfig, train: Path) -> list[Contestant]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +22,15 @@ def verdict_metric() -> Any:
     """The local `evaluate.Metric` of accuracy and macro-F1."""
     import evaluate
 
-    return evaluate.load(str(Path(__file__).with_name("verdict_metric.py")))
+    from medgrpo.evaluation import verdict_metric as metric_file
+
+    return evaluate.load(str(metric_file.__file__))
 
 
-def official_score(predictions: Mapping[str, str], truth: Mapping[str, str]) -> dict[str, float]:
+def official_score(predictions: Mapping[str, str | None], truth: Mapping[str, str]) -> dict[str, float]:
     """Accuracy and macro-F1 of predictions in the official form {PMID: verdict}.
+
+    A prediction of None, which the official scorer does not know, is an unreadable answer and counts as wrong.
 
     Raises:
         InputError: the PMIDs are not exactly those of the ground truth, or a verdict is unknown.
@@ -39,11 +42,12 @@ def official_score(predictions: Mapping[str, str], truth: Mapping[str, str]) -> 
             f"the predictions must cover exactly the {len(truth)} PMIDs of the ground truth: {len(missing)} missing, "
             f"{len(extra)} unknown (for example {example})."
         )
-    for pmid, verdict in predictions.items():
-        if verdict not in VERDICTS:
-            raise InputError(f"record {pmid}: prediction is {verdict!r}; expected yes, no or maybe.")
+    for name, verdicts in (("prediction", predictions), ("ground truth", truth)):
+        for pmid, verdict in verdicts.items():
+            if verdict not in VERDICTS and not (verdict is None and verdicts is predictions):
+                raise InputError(f"record {pmid}: {name} is {verdict!r}; expected yes, no or maybe.")
     ids = list(truth)
-    return verdict_metric().compute(predictions=[predictions[i] for i in ids], references=[truth[i] for i in ids])
+    return verdict_metric().compute(predictions=[predictions[i] or "" for i in ids], references=[truth[i] for i in ids])
 
 
 def answer_row(record: Record, generation: Generation, rewards: RewardConfig) -> dict[str, Any]:

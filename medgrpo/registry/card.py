@@ -1,12 +1,9 @@
 """The model card of a version: what it is, what it was measured to do, and what it is not for."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medgrpo.config import RunConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 def model_card(config: RunConfig, data: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:

@@ -54,6 +54,8 @@ def open_run(config: RunConfig, train_dir: Path, tags: Mapping[str, str]) -> str
         if run is None:
             return _create_run(client, config, experiment, train_dir, {**origin, **tags})
         client.update_run(run.info.run_id, status="RUNNING")
+        if FAILURE_TAG in run.data.tags:
+            client.delete_tag(run.info.run_id, FAILURE_TAG)
         set_tags(client, run.info.run_id, tags)
         return str(run.info.run_id)
 

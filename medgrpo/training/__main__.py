@@ -35,7 +35,7 @@ def train(config: RunConfig, data: Path, directory: Path) -> None:
     """Warm-up, GRPO and merge; each finished phase is kept and not repeated after a restart."""
     import datasets
 
-    from medgrpo.preparation import check_leaks, load_records
+    from medgrpo.preparation import check_leaks, load_records, prompt_text
     from medgrpo.training import logprobs
     from medgrpo.training.grpo import train_grpo
     from medgrpo.training.warmup import train_warmup
@@ -46,7 +46,8 @@ def train(config: RunConfig, data: Path, directory: Path) -> None:
     started = time.monotonic()
     metrics = directory / "metrics.jsonl"
     rows = datasets.load_from_disk(str(data / "train"))
-    check_leaks(load_records(data, "train"), [record.id for record in load_records(data, "test")])
+    prompts = {row["record_id"]: prompt_text(row["prompt"]) for row in rows.select_columns(["record_id", "prompt"])}
+    check_leaks(prompts, load_records(data, "train"), [record.id for record in load_records(data, "test")])
     adapter = None
     if config.warmup.enabled:
         adapter = _phase(config, None, directory / "warmup", rows, metrics, train_warmup)
@@ -104,7 +105,7 @@ def _merge(config: RunConfig, adapter: Path, target: Path) -> dict[str, float]:
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
     unmerged, _ = load_trainable(config.policy, adapter)
-    probe = tokenizer("The trial found no difference between the groups.", return_tensors="pt")
+    probe = tokenizer("The trial found no difference between the groups.", return_tensors="pt").to(model.device)
     with torch.inference_mode():
         difference = (model(**probe).logits - unmerged.eval()(**probe).logits).abs().max()
     return {"merge_difference": float(difference)}
