@@ -310,7 +310,7 @@ def test_the_identity_follows_the_weights_not_the_place(tmp_path):
     others = [
         Contestant("x", weights(tmp_path / "c", "v")),
         Contestant("x", here, adapter),
-        Contestant("x", here, revision="abc"),
+        Contestant("x", "organisation/model", revision="abc"),
         Contestant("x", "organisation/model"),
         Contestant("x", "organisation/other"),
     ]

@@ -112,12 +112,20 @@ def test_missing_and_unknown_pmids_are_refused(truth):
         official_score({}, truth)
 
 
-@pytest.mark.parametrize("verdict", ["Yes", "", "unsure", None, 1])
+@pytest.mark.parametrize("verdict", ["Yes", "", "unsure", 1])
 def test_an_unknown_verdict_is_refused(truth, verdict):
     """What is not exactly yes, no or maybe is named with its record."""
     first = next(iter(truth))
     with pytest.raises(InputError, match=f"record {first}: prediction is {verdict!r}; expected yes, no or maybe"):
         official_score({**truth, first: verdict}, truth)
+
+
+def test_an_unreadable_answer_counts_as_wrong(truth):
+    """None, as our own predictions.json has it where an answer could not be read, is a miss and no label of its own."""
+    first = next(iter(truth))
+    scores = official_score({**truth, first: None}, truth)
+    assert scores["accuracy"] == pytest.approx(1 - 1 / len(truth))
+    assert scores["macro_f1"] > 0.9
 
 
 # --- The metric --------------------------------------------------------------------------------------------------
