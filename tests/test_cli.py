@@ -140,9 +140,7 @@ def test_evaluate_without_a_model(run: Run, tmp_path: Path, arguments: list[str]
 def test_evaluate_unreachable_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Hub model that cannot be fetched ends in a sentence and exit code 2."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    code, _, err = run(
-        "evaluate", "some/model", "--set", "policy.base=some-org/not-cached", "--set", "data.synthetic_pool=60"
-    )
+    code, _, err = run("evaluate", "some-org/not-cached", "--set", "data.synthetic_pool=60")
     assert code == 2
     assert "'some-org/not-cached' is neither cached nor reachable" in err
 

@@ -156,7 +156,7 @@ def test_a_damaged_artifact_is_made_again(
     assert (remade.cached, stage.calls) == (False, 2)
     assert remade.manifest == first.manifest
     assert (stage.artifact / "model" / "weights").read_text() == "a"
-    assert "stage: the cached artifact" in caplog.text
+    assert "stage: the cached result" in caplog.text
     assert run_stage(stage.task(), "a").cached
 
 

@@ -290,9 +290,9 @@ def test_an_error_in_the_callback_stops_the_training(tmp_path, instead):
 def test_several_processes_start_through_accelerate(tmp_path):
     """With processes > 1 the command is `accelerate launch` with that many; with one it is plain Python."""
     assert launch._command(RunConfig(), tmp_path) == [sys.executable, "-m", "medgrpo.training", str(tmp_path)]
-    command = launch._command(RunConfig(processes=3), tmp_path)
+    command = launch._command(RunConfig(processes=2), tmp_path)
     assert command[1:3] == ["-m", "accelerate.commands.launch"]
-    assert command[command.index("--num_processes") + 1] == "3"
+    assert command[command.index("--num_processes") + 1] == "2"
     assert command[-3:] == ["-m", "medgrpo.training", str(tmp_path)]
 
 
