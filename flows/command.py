@@ -1,6 +1,8 @@
 """Run a flow by hand: `python -m flows.NAME PROFILE --set key=value`. No Prefect server is needed."""
 
 import logging
+import os
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -27,10 +29,20 @@ def command(flow: Flow[..., dict[str, Any]]) -> None:
         profile: Annotated[str, typer.Argument(help=f"One of {', '.join(profile_names())}; or a TOML file.")] = "demo",
         overrides: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, metavar="KEY=VALUE")] = None,
     ) -> None:
+        signal.signal(signal.SIGINT, _stop)
         sys.exit(_run(flow, profile, overrides or []))
 
     main.__doc__ = flow.description
     typer.run(main)
+
+
+def _stop(*_: object) -> None:
+    """End at once on Ctrl-C: it also ended Prefect's temporary server, and asking that to record the end takes minutes.
+
+    The training process ends with this one; whatever is finished, checkpoints included, is found by the next run.
+    """
+    typer.secho("\nstopped. The same command goes on from the last checkpoint.", err=True, fg="yellow")
+    os._exit(130)
 
 
 def _run(flow: Flow[..., dict[str, Any]], profile: str, overrides: list[str]) -> int:
