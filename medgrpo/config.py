@@ -102,6 +102,8 @@ class WarmupConfig(Settings):
     """AdamW weight decay."""
     balance: float = Field(default=0.5, ge=0, le=1)
     """How far the verdicts are balanced by repetition: 0 keeps the natural shares, 1 makes them equal."""
+    verdict_weight: float = Field(default=1.0, ge=1)
+    """Factor on the verdict token's loss: one token in a hundred decides whether the answer is right."""
     save_steps: PositiveInt = 20
     """Steps between checkpoints."""
 

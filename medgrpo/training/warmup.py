@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def train_warmup(
     model: Any, tokenizer: Any, rows: "Dataset", config: RunConfig, directory: Path, metrics: Path
 ) -> None:
-    """Fine-tune the adapter with TRL's SFTTrainer; the loss counts the completion's tokens only.
+    """Fine-tune the adapter with TRL's SFTTrainer; the loss counts the completion's tokens only, the verdict's more.
 
     Args:
         model: a PEFT model with a trainable adapter.
@@ -27,11 +27,12 @@ def train_warmup(
     Raises:
         TrainingAlarm: the loss is not finite.
     """
-    from trl import SFTTrainer
+    from medgrpo.training.verdict_loss import VerdictWeightedTrainer
 
     order = balanced_order(rows["verdict"], len(rows), config.warmup.balance, config.seed)
     dataset = rows.select(order).map(_conversation, remove_columns=rows.column_names)
-    trainer = SFTTrainer(
+    trainer = VerdictWeightedTrainer(
+        verdict_weight=config.warmup.verdict_weight,
         model=model,
         args=_arguments(config, directory),
         train_dataset=dataset,

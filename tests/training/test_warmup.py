@@ -29,8 +29,9 @@ PASSED = {
     "weight_decay": (0.07, "weight_decay", 0.07),
     "save_steps": (13, "save_steps", 13),
 }
-# `enabled` decides whether there is a warm-up at all (see test_main), `balance` shapes the order of the rows.
-USED_ELSEWHERE = {"enabled", "balance"}
+# `enabled` decides whether there is a warm-up at all (see test_main), `balance` shapes the order of the rows,
+# `verdict_weight` the loss.
+USED_ELSEWHERE = {"enabled", "balance", "verdict_weight"}
 
 
 def shares(pool, balance):
@@ -147,7 +148,7 @@ def test_micro_batches_add_up_to_the_batch(tmp_path, settings, steps):
 
 
 class Recorder:
-    """Stands in for SFTTrainer and keeps what it was given."""
+    """Stands in for the trainer and keeps what it was given."""
 
     def __init__(self, **given):
         self.given = given
@@ -178,10 +179,12 @@ def rows():
 @pytest.fixture
 def trainers(monkeypatch):
     """The trainers that were built, none of which trains."""
-    import trl
+    from medgrpo.training import verdict_loss
 
     built = []
-    monkeypatch.setattr(trl, "SFTTrainer", lambda **given: built.append(Recorder(**given)) or built[-1])
+    monkeypatch.setattr(
+        verdict_loss, "VerdictWeightedTrainer", lambda **given: built.append(Recorder(**given)) or built[-1]
+    )
     return built
 
 
@@ -217,12 +220,11 @@ def test_a_first_start_resumes_from_nothing(tmp_path, rows, trainers):
 def trained(tmp_path_factory):
     """A real warm-up of the tiny policy whose last checkpoint is torn, then resumed; with its trainer."""
     import datasets
-    import trl
 
     from medgrpo.policies import load_trainable
     from medgrpo.preparation import prepare
     from medgrpo.testing import tiny_config
-    from medgrpo.training import logprobs
+    from medgrpo.training import logprobs, verdict_loss
 
     directory = tmp_path_factory.mktemp("warmup")
     config = tiny_config(
@@ -235,14 +237,14 @@ def trained(tmp_path_factory):
     rows = datasets.load_from_disk(str(directory / "data" / "train"))
     built = []
 
-    class Kept(trl.SFTTrainer):
+    class Kept(verdict_loss.VerdictWeightedTrainer):
         def __init__(self, **given):
             super().__init__(**given)
             built.append(self)
 
     work, metrics = directory / "warmup", directory / "metrics.jsonl"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trl, "SFTTrainer", Kept)
+        patch.setattr(verdict_loss, "VerdictWeightedTrainer", Kept)
         for attempt in range(2):
             model, tokenizer = load_trainable(config.policy)
             warmup.train_warmup(model, tokenizer, rows, config, work, metrics)
