@@ -117,8 +117,8 @@ class GrpoConfig(Settings):
     """Distinct prompts per step, sampled class-balanced."""
     group_size: int = Field(default=4, ge=2)
     """G, sampled completions per prompt; the group's mean reward is the baseline."""
-    micro_batch: PositiveInt = 4
-    """Completions per forward and backward pass; bounds memory. Must divide prompts_per_step x group_size."""
+    micro_batch_tokens: PositiveInt = 2048
+    """Tokens per forward and backward pass, each prompt counted once for its group; bounds memory."""
     learning_rate: PositiveFloat = 1e-5
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -257,18 +257,18 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _steps_can_be_cut(self) -> Self:
-        """A step's completions must be whole micro-batches: TRL would quietly train on another number of them."""
-        steps = (
-            ("grpo.prompts_per_step x grpo.group_size", self.grpo.prompts_per_step * self.grpo.group_size, "grpo"),
-            ("warmup.batch_size", self.warmup.batch_size, "warmup"),
-        )
-        for name, completions, section in steps:
-            micro_batch = getattr(self, section).micro_batch
-            if completions % (micro_batch * self.processes):
-                raise ValueError(
-                    f"{name} = {completions} completions a step cannot be cut into micro-batches of {micro_batch} on "
-                    f"{self.processes} process(es); choose a {section}.micro_batch that divides it"
-                )
+        """A step must be whole micro-batches on each process: TRL would quietly train on another number."""
+        warmup, completions = self.warmup, self.grpo.prompts_per_step * self.grpo.group_size
+        if warmup.batch_size % (warmup.micro_batch * self.processes):
+            raise ValueError(
+                f"warmup.batch_size = {warmup.batch_size} completions a step cannot be cut into micro-batches of "
+                f"{warmup.micro_batch} on {self.processes} process(es); choose a warmup.micro_batch that divides it"
+            )
+        if completions % self.processes:
+            raise ValueError(
+                f"grpo.prompts_per_step x grpo.group_size = {completions} completions a step cannot be shared out to "
+                f"{self.processes} processes; choose numbers that {self.processes} divides"
+            )
         return self
 
 

@@ -67,7 +67,7 @@ def tiny_config(directory: Path, **changes: Any) -> RunConfig:
             "steps": 2,
             "prompts_per_step": 2,
             "group_size": 2,
-            "micro_batch": 2,
+            "micro_batch_tokens": 500,
             "save_steps": 1,
             "max_completion_length": 24,
         },

@@ -51,9 +51,9 @@ def test_profiles_load(name: str) -> None:
 
 @pytest.mark.parametrize("name", profile_names())
 def test_profiles_can_train(name: str) -> None:
-    """In each shipped profile the micro-batch divides a step's completions, and a prompt has room."""
+    """In each shipped profile the micro-batch divides a warm-up step's completions, and a prompt has room."""
     config = load_config(name)
-    assert config.grpo.prompts_per_step * config.grpo.group_size % config.grpo.micro_batch == 0
+    assert config.warmup.batch_size % config.warmup.micro_batch == 0
     assert config.grpo.max_completion_length < config.data.max_length
 
 
@@ -135,7 +135,7 @@ def test_profile_that_is_not_toml(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("grpo.stepz=1", ["unknown setting 'grpo.stepz'", "did you mean 'steps'", "micro_batch"]),
+        ("grpo.stepz=1", ["unknown setting 'grpo.stepz'", "did you mean 'steps'", "micro_batch_tokens"]),
         ("gpro.steps=1", ["unknown setting 'gpro'", "did you mean 'grpo'", "evaluation"]),
         ("zzz=1", ["unknown setting 'zzz'. Known: profile"]),
         ("grpo.steps=0", ["setting 'grpo.steps' is 0", "greater than 0"]),
@@ -194,18 +194,16 @@ def test_config_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@given(st.integers(1, 8), st.integers(2, 8), st.integers(1, 64), st.integers(1, 4))
-def test_micro_batches_make_up_the_step_or_are_refused(prompts: int, group: int, micro: int, processes: int) -> None:
-    """A step's completions are whole micro-batches over all processes, or the sentence says what to change."""
-    sizes = {"prompts_per_step": prompts, "group_size": group, "micro_batch": micro}
+@given(st.integers(1, 8), st.integers(2, 8), st.integers(1, 5))
+def test_a_step_is_shared_out_to_all_processes_or_refused(prompts: int, group: int, processes: int) -> None:
+    """Each process gets the same number of a step's completions, or the sentence says what to change."""
+    sizes = {"prompts_per_step": prompts, "group_size": group}
     values = {"processes": processes, "grpo": sizes, "warmup": {"batch_size": 4 * processes, "micro_batch": 4}}
-    if prompts * group % (micro * processes):
-        with pytest.raises(
-            InputError, match=rf"= {prompts * group} completions .* a grpo\.micro_batch that divides it"
-        ):
+    if prompts * group % processes:
+        with pytest.raises(InputError, match=rf"= {prompts * group} completions .* numbers that {processes} divides"):
             parse_config(values)
     else:
-        assert parse_config(values).grpo.micro_batch == micro
+        assert parse_config(values).processes == processes
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
-"""Greedy answers to many prompts, batched by length."""
+"""Answers to many prompts, batched by length; each prompt is computed once however many answers it gets."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medgrpo.prefix.generation import Sampling
 
 
 @dataclass(frozen=True)
@@ -21,53 +24,103 @@ def generate(
     batch_tokens: int,
     on_answer: Callable[[int, Generation], None] | None = None,
 ) -> list[Generation]:
-    """Answer each prompt greedily, in float32.
+    """Answer each prompt greedily; see `sample` for the arguments."""
+    from medgrpo.prefix.generation import Sampling
+
+    def hand_on(index: int, answers: list[Generation]) -> None:
+        if on_answer:
+            on_answer(index, answers[0])
+
+    answers = sample(model, tokenizer, prompts, 1, Sampling(max_new_tokens), batch_tokens, hand_on)
+    return [answer for (answer,) in answers]
+
+
+def sample(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[dict[str, str]]],
+    copies: int,
+    sampling: "Sampling",
+    batch_tokens: int,
+    on_answers: Callable[[int, list[Generation]], None] = lambda index, answers: None,
+) -> list[list[Generation]]:
+    """Answer each prompt `copies` times.
 
     Prompts of like length share a batch, so that little is padded; a batch holds at most `batch_tokens` tokens of
-    prompt and completion.
+    prompts and completions.
 
     Args:
         model: a causal language model in evaluation mode.
         tokenizer: its tokenizer, padding on the left.
         prompts: chat messages, one list per prompt.
-        max_new_tokens: cap on a completion.
-        batch_tokens: bound on prompt plus completion tokens in a batch.
-        on_answer: called with (index, generation) as answers arrive.
+        copies: answers wanted of each prompt.
+        sampling: how tokens are drawn, and the cap on a completion.
+        batch_tokens: bound on tokens in a batch.
+        on_answers: called with (index, generations) when a prompt has all its answers.
 
     Returns:
-        One generation per prompt, in the order of `prompts`.
+        The generations of each prompt, in the order of `prompts`.
     """
-    import torch
+    if not prompts:
+        return []
+    from medgrpo.prefix.support import prepare
 
-    from medgrpo.evaluation.attention import grouped_decoding
-
+    complete = _complete_shared if prepare(model) else _complete_padded
     encoded = [
         tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
         for messages in prompts
     ]
-    answers: list[Generation | None] = [None] * len(prompts)
-    for batch in length_batches([len(ids) for ids in encoded], max_new_tokens, batch_tokens):
-        inputs = tokenizer.pad({"input_ids": [encoded[i] for i in batch]}, return_tensors="pt").to(model.device)
-        with torch.inference_mode(), grouped_decoding(model):
-            output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        for i, row in zip(batch, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-            answers[i] = _generation(row, tokenizer)
-            if on_answer:
-                on_answer(i, answers[i])  # type: ignore[arg-type]
-    return [answer for answer in answers if answer is not None]
+    answers: dict[int, list[Generation]] = {index: [] for index in range(len(prompts))}
+    lengths = [len(ids) for ids in encoded]
+    for batch in length_batches(lengths, copies * sampling.max_new_tokens, batch_tokens):
+
+        def keep(row: int, ids: list[int], batch: list[int] = batch) -> None:
+            index = batch[row // copies]
+            answers[index].append(_generation(ids, tokenizer))
+            if len(answers[index]) == copies:
+                on_answers(index, answers[index])
+
+        complete(model, tokenizer, [encoded[i] for i in batch], copies, sampling, keep)
+    return list(answers.values())
 
 
-def length_batches(lengths: Sequence[int], max_new_tokens: int, batch_tokens: int) -> Iterator[list[int]]:
+def length_batches(lengths: Sequence[int], new_tokens: int, batch_tokens: int) -> Iterator[list[int]]:
     """Indices of prompts in batches, longest first so that the largest memory need comes at once.
 
-    >>> list(length_batches([5, 50, 6, 48], max_new_tokens=10, batch_tokens=120))
+    >>> list(length_batches([5, 50, 6, 48], new_tokens=10, batch_tokens=120))
     [[1, 3], [2, 0]]
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
-        size = max(1, batch_tokens // (lengths[order[0]] + max_new_tokens))
+        size = max(1, batch_tokens // (lengths[order[0]] + new_tokens))
         yield order[:size]
         order = order[size:]
+
+
+_OnRow = Callable[[int, list[int]], None]
+
+
+def _complete_shared(
+    model: Any, tokenizer: Any, prompts: list[list[int]], copies: int, sampling: "Sampling", on_row: _OnRow
+) -> None:
+    from medgrpo.prefix.generation import generate_completions
+
+    generate_completions(model, prompts, [copies] * len(prompts), sampling, [tokenizer.eos_token_id], on_row)
+
+
+def _complete_padded(
+    model: Any, tokenizer: Any, prompts: list[list[int]], copies: int, sampling: "Sampling", on_row: _OnRow
+) -> None:
+    """Transformers' own generation, for models whose prompts cannot be shared."""
+    import torch
+
+    inputs = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
+    drawn = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    options = {"do_sample": True, "num_return_sequences": copies, **drawn} if sampling.temperature else {}
+    with torch.inference_mode():
+        output = model.generate(**inputs, max_new_tokens=sampling.max_new_tokens, **({"do_sample": False} | options))
+    for row, ids in enumerate(output[:, inputs["input_ids"].shape[1] :].tolist()):
+        on_row(row, ids)
 
 
 def _generation(row: list[int], tokenizer: Any) -> Generation:

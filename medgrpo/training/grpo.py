@@ -1,4 +1,4 @@
-"""GRPO, group relative policy optimisation, with TRL; every value comes from config (Shao et al., arXiv 2402.03300)."""
+"""GRPO, group relative policy optimisation (Shao et al., arXiv 2402.03300); every value comes from config."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def train_grpo(model: Any, tokenizer: Any, rows: "Dataset", config: RunConfig, directory: Path, metrics: Path) -> None:
-    """Train the adapter with TRL's GRPOTrainer and the three pillars as separate reward functions.
+    """Train the adapter with GRPO and the three pillars as separate reward functions.
 
     Args:
         model: a PEFT model with a trainable adapter.
@@ -27,12 +27,13 @@ def train_grpo(model: Any, tokenizer: Any, rows: "Dataset", config: RunConfig, d
     Raises:
         TrainingAlarm: a loss that is not finite, or completions that stay empty.
     """
-    from trl import GRPOTrainer
+    from medgrpo.training.grouped import GroupedGRPOTrainer
 
     grpo = config.grpo
     order = balanced_order(rows["verdict"], grpo.steps * grpo.prompts_per_step, grpo.balance, config.seed)
     records = {record.id: record for record in map(Record.model_validate_json, rows["record"])}
-    trainer = GRPOTrainer(
+    trainer = GroupedGRPOTrainer(
+        micro_batch_tokens=grpo.micro_batch_tokens,
         model=model,
         reward_funcs=reward_functions(records, config.rewards),
         args=_arguments(config, directory),
@@ -52,13 +53,13 @@ def _arguments(config: RunConfig, directory: Path) -> Any:
     from trl import GRPOConfig
 
     grpo = config.grpo
-    accumulation = grpo.prompts_per_step * grpo.group_size // (grpo.micro_batch * config.processes)
     return GRPOConfig(
         output_dir=str(directory),
         max_steps=grpo.steps,
-        per_device_train_batch_size=grpo.micro_batch,
-        gradient_accumulation_steps=accumulation,
-        steps_per_generation=accumulation,
+        # A step is one batch; the trainer cuts it into micro-batches by tokens.
+        per_device_train_batch_size=grpo.prompts_per_step * grpo.group_size // config.processes,
+        gradient_accumulation_steps=1,
+        steps_per_generation=1,
         num_generations=grpo.group_size,
         num_iterations=grpo.num_iterations,
         # The order of the prompts is ours: class-balanced in every stretch.

@@ -128,6 +128,6 @@ def _failure(code: int, directory: Path) -> errors.MedgrpoError:
         failure = json.loads(note.read_text())
         return getattr(errors, failure["kind"])(failure["message"])
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    hint = " (out of memory? lower grpo.micro_batch)" if code == -signal.SIGKILL else ""
+    hint = " (out of memory? lower grpo.micro_batch_tokens)" if code == -signal.SIGKILL else ""
     tail = "\n".join((directory / "train.log").read_text(errors="replace").splitlines()[-LOG_LINES:])
     return TrainingCrashed(f"the training process {how}{hint}. Its last lines, from {directory / 'train.log'}:\n{tail}")

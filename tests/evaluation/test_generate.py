@@ -7,7 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medgrpo.evaluation.generate import Generation, generate, length_batches
+from medgrpo.evaluation.generate import Generation, generate, length_batches, sample
+from medgrpo.prefix import support
+from medgrpo.prefix.generation import Sampling
+
+prepare = support.prepare
 
 LIMIT = 12
 
@@ -36,6 +40,7 @@ class Scripted:
     device, config = "cpu", SimpleNamespace(_attn_implementation="eager")
 
     def __init__(self, rows):
+        self.config.get_text_config = lambda: self.config
         self.rows, self.asked = rows, []
 
     def generate(self, input_ids, attention_mask, **settings):
@@ -158,12 +163,36 @@ def test_the_batch_does_not_change_the_answers(policy, prompts, bound):
     assert generate(*policy, prompts, LIMIT, bound) == expected
 
 
-def test_padding_on_the_right_would_change_them(policy, prompts, monkeypatch):
+@pytest.fixture
+def unshared(monkeypatch):
+    """No model shares prompts, so that transformers generates."""
+    monkeypatch.setattr(support, "prepare", lambda model: False)
+
+
+@pytest.mark.parametrize("bound", [1, 150, 10_000], ids=["one by one", "in some batches", "all at once"])
+def test_transformers_own_generation_gives_the_same_answers(policy, prompts, bound, unshared):
+    """Where prompts cannot be shared, padded batches give the unpadded greedy answers too."""
+    assert generate(*policy, prompts, LIMIT, bound) == [greedy_by_hand(*policy, messages) for messages in prompts]
+
+
+def test_padding_on_the_right_would_change_them(policy, prompts, monkeypatch, unshared):
     """The claim above is not empty: padded on the right, the same model gives other answers."""
     model, tokenizer = policy
     right = generate(model, tokenizer, prompts, LIMIT, 10_000)
     monkeypatch.setattr(tokenizer, "padding_side", "right")
     assert generate(model, tokenizer, prompts, LIMIT, 10_000) != right
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_sampled_answers_are_as_many_as_asked_and_differ(policy, prompts, monkeypatch, shared):
+    """Each prompt gets its k answers in one call, handed on together, whichever way they are generated."""
+    monkeypatch.setattr(support, "prepare", lambda model: shared and prepare(model))
+    torch.manual_seed(0)
+    seen = {}
+    answers = sample(*policy, prompts, 3, Sampling(LIMIT, temperature=1.0), 150, seen.__setitem__)
+    assert [len(of_prompt) for of_prompt in answers] == [3] * len(prompts)
+    assert seen == dict(enumerate(answers))
+    assert all(len({answer.text for answer in of_prompt}) > 1 for of_prompt in answers)
 
 
 def test_the_same_prompts_give_the_same_answers(policy, prompts):

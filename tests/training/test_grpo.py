@@ -17,9 +17,8 @@ from medgrpo.training.warmup import balanced_order
 # field -> (a value that is not the default, the field of TRL's GRPOConfig, what must stand there)
 PASSED = {
     "steps": (33, "max_steps", 33),
-    "prompts_per_step": (8, "gradient_accumulation_steps", 8),
+    "prompts_per_step": (8, "per_device_train_batch_size", 32),
     "group_size": (8, "num_generations", 8),
-    "micro_batch": (2, "per_device_train_batch_size", 2),
     "learning_rate": (0.0123, "learning_rate", 0.0123),
     "schedule": ("cosine", "lr_scheduler_type", "cosine"),
     "warmup_ratio": (0.3, "warmup_steps", 0.3),
@@ -45,8 +44,8 @@ PASSED = {
     "gradient_checkpointing": (True, "gradient_checkpointing", True),
     "save_steps": (13, "save_steps", 13),
 }
-# `balance` shapes the order of the prompts, `alarm_patience` is the alarms'; both are tested below.
-USED_ELSEWHERE = {"balance", "alarm_patience"}
+# `balance` shapes the order of the prompts, the others are the alarms' and the trainer's own; all are tested below.
+USED_ELSEWHERE = {"balance", "alarm_patience", "micro_batch_tokens"}
 
 
 def test_every_setting_of_grpo_is_accounted_for():
@@ -76,7 +75,7 @@ def test_settings_outside_the_section_reach_trls_config(tmp_path):
 
 
 class Recorder:
-    """Stands in for GRPOTrainer and keeps what it was given."""
+    """Stands in for the trainer and keeps what it was given."""
 
     def __init__(self, **given):
         self.given = given
@@ -88,10 +87,10 @@ class Recorder:
 @pytest.fixture
 def trainers(monkeypatch):
     """The trainers that were built, none of which trains."""
-    import trl
+    from medgrpo.training import grouped
 
     built = []
-    monkeypatch.setattr(trl, "GRPOTrainer", lambda **given: built.append(Recorder(**given)) or built[-1])
+    monkeypatch.setattr(grouped, "GroupedGRPOTrainer", lambda **given: built.append(Recorder(**given)) or built[-1])
     return built
 
 
@@ -138,13 +137,14 @@ def test_the_rewards_are_the_three_pillars_of_the_rows_records(tmp_path, trainer
     assert max(swapped) < 0.5
 
 
-def test_the_alarms_have_the_patience_asked_for(tmp_path, trainers):
-    """Metrics, marks and alarms are attached, the alarms with grpo.alarm_patience, and the phase is grpo."""
-    config = RunConfig(grpo=GrpoConfig(alarm_patience=7))
+def test_the_trainer_gets_its_callbacks_and_its_budget(tmp_path, trainers):
+    """Metrics, marks and alarms are attached, with the patience and the budget of tokens asked for."""
+    config = RunConfig(grpo=GrpoConfig(alarm_patience=7, micro_batch_tokens=333))
     grpo.train_grpo(None, None, training_rows(["yes"]), config, tmp_path, tmp_path / "metrics.jsonl")
     metrics, marks, alarms = trainers[0].given["callbacks"]
     assert (type(metrics), type(marks), type(alarms)) == (MetricsFile, CompleteCheckpoints, Alarms)
     assert (metrics._phase, alarms._patience) == ("grpo", 7)
+    assert trainers[0].given["micro_batch_tokens"] == 333
 
 
 # --- TRL's loss with our log-probabilities -----------------------------------------------------------------------
@@ -159,7 +159,7 @@ def tiny(tmp_path_factory):
 
     logprobs.install()
     directory = tmp_path_factory.mktemp("grpo")
-    config = tiny_config(directory, grpo={"micro_batch": 4, "temperature": 0.8})
+    config = tiny_config(directory, grpo={"temperature": 0.8})
     model, tokenizer = load_trainable(config.policy)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -261,7 +261,7 @@ def train(tiny, directory, monkeypatch, steps=STEPS, start=None, **changes):
         return [float(sum(map(ord, text[-1]["content"])) % 7) for text in completions]
 
     monkeypatch.setattr(grpo, "reward_functions", lambda records, config: [pay])
-    settings = {"steps": steps, "micro_batch": 2, "max_completion_length": 6, "learning_rate": 1e-2, **changes}
+    settings = {"steps": steps, "max_completion_length": 6, "learning_rate": 1e-2, **changes}
     config = tiny.config.model_copy(update={"grpo": tiny.config.grpo.model_copy(update=settings)})
     torch.manual_seed(0)
     model, tokenizer = load_trainable(config.policy, start)

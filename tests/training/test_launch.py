@@ -68,7 +68,7 @@ def prepared(tmp_path_factory):
     config = tiny_config(
         directory,
         data={"synthetic_pool": 24, "synthetic_test": 6},
-        grpo={"steps": 4, "group_size": 4, "micro_batch": 4, "max_completion_length": 8, "learning_rate": 1e-2},
+        grpo={"steps": 4, "group_size": 4, "max_completion_length": 8, "learning_rate": 1e-2},
     )
     talking_policy(Path(config.policy.base))
     prepare(config, directory / "data")

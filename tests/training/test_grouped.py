@@ -1,0 +1,241 @@
+"""Tests of medgrpo.training.grouped: TRL's loss, gradients and rollouts, with every prompt computed once."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from medgrpo.policies import load_tokenizer
+from medgrpo.testing import tiny_policy
+from medgrpo.training import logprobs
+from medgrpo.training.grouped import _by_prompt, _chunks
+from tests.prefix.conftest import FAMILIES, tiny_model, with_lora
+
+GROUP, LENGTHS = 4, [7, 3, 9, 1, 5, 5, 2, 8, 6, 4, 9, 3]
+# The second group's rewards are equal; one completion of the third is masked out, as truncated ones may be.
+ADVANTAGES = [1.2, -0.7, 0.3, -0.8, 0.0, 0.0, 0.0, 0.0, 1.5, -0.5, -0.5, -0.5]
+MASKED = 10
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """A tokenizer, and rows to build a trainer with."""
+    import datasets
+
+    logprobs.install()
+    directory = tmp_path_factory.mktemp("grouped")
+    rows = datasets.Dataset.from_list([{"prompt": [{"role": "user", "content": f"Question {i}?"}]} for i in range(6)])
+    return SimpleNamespace(tokenizer=load_tokenizer(tiny_policy(directory / "policy")), rows=rows, directory=directory)
+
+
+def build(setting, model, budget=None, **changes):
+    """Our trainer with a budget of tokens, or TRL's without one, for one step of three groups of four."""
+    import trl
+
+    from medgrpo.training.grouped import GroupedGRPOTrainer
+
+    arguments = {
+        "output_dir": str(setting.directory / "out"),
+        "per_device_train_batch_size": len(LENGTHS),
+        "gradient_accumulation_steps": 1,
+        "steps_per_generation": 1,
+        "num_generations": GROUP,
+        "max_completion_length": 9,
+        "temperature": 0.9,
+        "beta": 0.0,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "seed": 3,
+    }
+    given = {
+        "model": model,
+        "reward_funcs": lambda completions, **_: [float(len(c[0]["content"])) for c in completions],
+        "args": trl.GRPOConfig(**(arguments | changes)),
+        "train_dataset": setting.rows,
+        "processing_class": setting.tokenizer,
+    }
+    trainer = trl.GRPOTrainer(**given) if budget is None else GroupedGRPOTrainer(micro_batch_tokens=budget, **given)
+    # The training loop sets these.
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.create_optimizer()
+    return trainer
+
+
+def rollouts(trainer):
+    """Three groups as TRL hands them to the loss: shuffled, padded on both sides, old log-probabilities drifted."""
+    generator = torch.Generator().manual_seed(3)
+    width, prompt_width = max(LENGTHS), 20
+    prompts = [torch.randint(3, 400, (length,), generator=generator) for length in (20, 4, 11)]
+    ids = torch.zeros(len(LENGTHS), prompt_width, dtype=torch.long)
+    for row in range(len(LENGTHS)):
+        prompt = prompts[row // GROUP]
+        ids[row, prompt_width - len(prompt) :] = prompt
+    mask = torch.arange(width) < torch.tensor(LENGTHS)[:, None]
+    mask[MASKED] = False
+    batch = {
+        "prompt_ids": ids,
+        "prompt_mask": (ids != 0).long(),
+        "completion_ids": torch.randint(3, 400, mask.shape, generator=generator) * mask,
+        "completion_mask": mask.int(),
+        "advantages": torch.tensor(ADVANTAGES),
+    }
+    drift = 0.3 * torch.randn(mask.shape, generator=generator)
+    with torch.no_grad():
+        everything = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+        seen = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+        logps, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, everything, seen, width)
+    if trainer.num_iterations > 1:
+        batch["old_per_token_logps"] = logps + drift
+    if trainer.beta:
+        batch["ref_per_token_logps"] = logps - drift
+    order = torch.randperm(len(LENGTHS), generator=generator)
+    return {name: value[order] for name, value in batch.items()} | {"num_items_in_batch": mask.sum()}
+
+
+def step(trainer, batch):
+    """Loss and gradients of one training step on the batch."""
+    trainer._prepare_inputs = lambda inputs: dict(batch)
+    trainer.model.zero_grad()
+    loss = trainer.training_step(trainer.model, None, None)
+    return loss, {name: p.grad for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def compare(setting, make, budget, **changes):
+    """Assert that loss and every gradient are TRL's, to 1e-4 relative; returns our trainer."""
+    stock, ours = build(setting, make(), **changes), build(setting, make(), budget, **changes)
+    assert ours._shares
+    batch = rollouts(stock)
+    (expected, wanted), (loss, got) = step(stock, batch), step(ours, batch)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-6)
+    assert any(gradient.norm() > 1e-6 for gradient in wanted.values())
+    for name, gradient in wanted.items():
+        assert (got[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-8, name
+    return ours
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [1, 40, 10_000], ids=["row by row", "in parts", "at once"])
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_trls_loss_and_gradients(setting, family, lora, budget):
+    """Whatever the architecture, what is trained, and how the step is cut up."""
+    compare(setting, lambda: with_lora(tiny_model(family)) if lora else tiny_model(family), budget)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("iterations", [1, 2])
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
+def test_every_loss_is_trls(setting, loss_type, iterations, beta, level):
+    """Each way to average, on and off policy, with and without a reference, per token and per sequence."""
+    changes = {"num_iterations": iterations, "beta": beta, "importance_sampling_level": level}
+    compare(setting, lambda: with_lora(tiny_model("llama")), 40, loss_type=loss_type, **changes)
+
+
+@pytest.mark.slow
+def test_recomputed_layers_have_the_same_gradients(setting):
+    """With gradient checkpointing the layers see the layout a second time."""
+    compare(setting, lambda: with_lora(tiny_model("gemma3")), 40, gradient_checkpointing=True)
+
+
+@pytest.mark.slow
+def test_completions_that_teach_nothing_are_not_computed(setting, monkeypatch):
+    """Rows of advantage 0 never enter a forward when beta is 0; with a reference they do."""
+    seen = []
+    for beta in (0.0, 0.1):
+        ours = build(setting, with_lora(tiny_model("llama")), 10_000, beta=beta)
+        batch = rollouts(ours)
+        forward = type(ours)._packed_forward
+        monkeypatch.setattr(
+            type(ours), "_packed_forward", lambda s, m, r, c, d, f=forward: seen.append(len(c)) or f(s, m, r, c, d)
+        )
+        step(ours, batch)
+        monkeypatch.undo()
+    assert seen == [7, 11]
+
+
+@pytest.mark.slow
+def test_a_step_that_teaches_nothing_leaves_gradients_of_zero(setting):
+    """As with TRL the optimiser still takes its step, so that momentum and weight decay go on."""
+    ours = build(setting, with_lora(tiny_model("llama")), 10_000)
+    batch = rollouts(ours)
+    loss, gradients = step(ours, batch | {"advantages": torch.zeros(len(LENGTHS))})
+    assert loss.item() == 0
+    assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients.values())
+
+
+@pytest.mark.slow
+def test_log_probabilities_and_entropies_are_trls(setting):
+    """For the policy and for the base under it, at every completion token; padding is 0."""
+    stock, ours = (build(setting, with_lora(tiny_model("qwen3")), budget) for budget in (None, 30))
+    batch = rollouts(stock)
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+
+    def both(trainer):
+        with torch.no_grad():
+            policy = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 9, compute_entropy=True)[:2]
+            with trainer.model.disable_adapter():
+                return *policy, trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 9)[0]
+
+    for got, wanted in zip(both(ours), both(stock), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_rollouts_belong_to_their_prompts_and_prefill_each_once(setting, monkeypatch):
+    """Greedy completions come back in the rows of their prompts, though equal prompts are computed once."""
+    from medgrpo.training import grouped
+
+    asked = []
+    generate = grouped.generate_completions
+    monkeypatch.setattr(grouped, "generate_completions", lambda m, p, c, *a: asked.append(c) or generate(m, p, c, *a))
+    ours = build(setting, with_lora(tiny_model("llama")), 10_000, temperature=1e-4)
+    prompts = [[5, 6, 7], [9, 8], [5, 6, 7], [9, 8], [11], [5, 6, 7]]
+    completions, logps = ours._generate_single_turn(prompts, None, {}, 2)
+    assert asked == [[3, 2, 1]]
+    assert logps is None
+    stock = build(setting, with_lora(tiny_model("llama")), temperature=1e-4)
+    assert completions == stock._generate_single_turn(prompts, None, {}, 2)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reason", ["dropout", "attention"])
+def test_what_cannot_be_shared_exactly_takes_trls_path(setting, reason, caplog):
+    """With dropout in the adapter, or another attention, loss and gradients are TRL's because TRL computes them."""
+
+    def make():
+        model = tiny_model("llama", **({"attn_implementation": "eager"} if reason == "attention" else {}))
+        model = with_lora(model)
+        if reason == "dropout":
+            model.peft_config["default"].lora_dropout = 0.1
+        return model
+
+    with caplog.at_level(logging.WARNING):
+        stock, ours = build(setting, make()), build(setting, make(), 60)
+    assert not ours._shares
+    assert sum("prompts are not shared" in record.message for record in caplog.records) == 1
+    batch = rollouts(stock)
+    (expected, wanted), (loss, got) = step(stock, batch), step(ours, batch)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_chunks_hold_every_row_once_within_the_budget():
+    """A chunk exceeds the budget only with a single row; rows of one prompt stay together where they fit."""
+    generator = torch.Generator().manual_seed(0)
+    prompts = [list(range(n)) for n in (9, 5, 14)]
+    rows = [(prompts[i % 3], [0] * int(torch.randint(0, 12, (), generator=generator))) for i in range(24)]
+    for budget in (1, 20, 45, 1000):
+        chunks = _chunks(rows, budget)
+        assert sorted(row for chunk in chunks for row in chunk) == [i for i, row in enumerate(rows) if row[1]]
+        for chunk in chunks:
+            groups = _by_prompt([rows[row][0] for row in chunk])
+            used = sum(len(prompt) - 1 for prompt in groups) + sum(len(rows[row][1]) for row in chunk)
+            assert used <= budget or len(chunk) == 1
+    assert len(_chunks(rows, 1000)) == 1
