@@ -1,0 +1,1 @@
+"""Comparisons with what a competent user would run otherwise."""
