@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -215,6 +216,10 @@ class EvaluationConfig(Settings):
     """Seed of the draw and of the bootstrap."""
     batch_tokens: PositiveInt = 16384
     """Prompt plus completion tokens generated in one batch; bounds memory."""
+    samples: NonNegativeInt = 0
+    """Sampled answers per question beside the greedy one; their majority verdict and its share are reported."""
+    sample_temperature: PositiveFloat = 0.7
+    """Temperature of the sampled answers."""
     resamples: PositiveInt = 2000
     """Bootstrap resamples behind the interval of macro-F1."""
 

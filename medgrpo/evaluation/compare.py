@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from medgrpo.config import EvaluationConfig, RunConfig
 from medgrpo.errors import InputError
 from medgrpo.evaluation.baselines import majority_rule
-from medgrpo.evaluation.generate import Generation, generate
+from medgrpo.evaluation.generate import Generation, sample
 from medgrpo.evaluation.plots import save_plots
 from medgrpo.evaluation.report import write_report
 from medgrpo.evaluation.scoring import answer_row, compare, model_metrics, verdict_metric
@@ -96,8 +96,8 @@ def evaluate(
     asked = {model.name: _answers(model, records, config, answers_cache, on_progress) for model in reversed(models)}
     answers = {
         model.name: [
-            answer_row(record, generation, config.rewards)
-            for record, generation in zip(records, asked[model.name], strict=True)
+            answer_row(record, generations, config.rewards)
+            for record, generations in zip(records, asked[model.name], strict=True)
         ]
         for model in models
     }
@@ -225,40 +225,59 @@ def _references(domain: str, train: Sequence[Record], records: Sequence[Record])
 
 def _answers(
     model: Contestant, records: Sequence[Record], config: RunConfig, cache: Path, on_progress: Progress
-) -> list[Generation]:
-    """Answers from the cache, and those still missing from the model."""
-    limit = config.grpo.max_completion_length
+) -> list[list[Generation]]:
+    """The greedy answer to each case and the sampled ones after it: from the cache, the missing from the model."""
+    from medgrpo.prefix.generation import Sampling
+
+    settings = config.evaluation
+    limit, copies, temperature = config.grpo.max_completion_length, 1 + settings.samples, settings.sample_temperature
+    drawn = [copies, temperature, settings.seed] if settings.samples else []
+    path = cache / f"{model.name}-{fingerprint([model.identity(), limit, *drawn])}.jsonl"
     prompts = {record.id: render_prompt(record) for record in records}
-    path = cache / f"{model.name}-{fingerprint([model.identity(), limit, prompts])}.jsonl"
-    known = _read_answers(path)
+    digests = {record_id: fingerprint(prompt) for record_id, prompt in prompts.items()}
+    known = _read_answers(path, digests)
     missing = [record for record in records if record.id not in known]
     if missing:
         cache.mkdir(parents=True, exist_ok=True)
         weights, tokenizer = load_model(model.source, model.adapter, model.revision)
         with path.open("a", encoding="utf-8") as stream:
 
-            def keep(index: int, generation: Generation) -> None:
-                known[missing[index].id] = generation
-                row = {"id": missing[index].id, "text": generation.text, "tokens": generation.tokens}
+            def keep(index: int, answers: list[Generation]) -> None:
+                record_id = missing[index].id
+                known[record_id] = answers
+                row = {"id": record_id, "prompt": digests[record_id], "answers": [asdict(a) for a in answers]}
                 stream.write(json.dumps(row) + "\n")
                 stream.flush()
                 on_progress(model.name, len(known), len(records))
 
+            seed_sampling(settings.seed)
+            sampling = Sampling(limit, temperature if settings.samples else 0.0, first_greedy=True)
             asked = [prompts[record.id] for record in missing]
-            generate(weights, tokenizer, asked, limit, config.evaluation.batch_tokens, keep)
+            sample(weights, tokenizer, asked, copies, sampling, settings.batch_tokens, keep)
     return [known[record.id] for record in records]
 
 
-def _read_answers(path: Path) -> dict[str, Generation]:
-    """Answers kept so far; a last line cut off by a kill is asked again."""
+def seed_sampling(seed: int) -> None:
+    """Seed the generator that sampled answers are drawn with."""
+    import torch
+
+    torch.manual_seed(seed)
+
+
+def _read_answers(path: Path, digests: Mapping[str, str]) -> dict[str, list[Generation]]:
+    """Answers kept so far to these very prompts; a last line cut off by a kill is asked again."""
     if not path.is_file():
         return {}
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         write_text(path, whole)
-    rows = map(json.loads, whole.splitlines())
-    return {row["id"]: Generation(row["text"], row["tokens"]) for row in rows}
+    rows = [json.loads(line) for line in whole.splitlines()]
+    return {
+        row["id"]: [Generation(**answer) for answer in row["answers"]]
+        for row in rows
+        if digests.get(row["id"]) == row["prompt"]
+    }
 
 
 def _file_digest(path: Path) -> str:

@@ -59,7 +59,7 @@ def sample(
         on_answers: called with (index, generations) when a prompt has all its answers.
 
     Returns:
-        The generations of each prompt, in the order of `prompts`.
+        The generations of each prompt, in the order of `prompts`; with `sampling.first_greedy` the greedy one first.
     """
     if not prompts:
         return []
@@ -70,18 +70,18 @@ def sample(
         tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
         for messages in prompts
     ]
-    answers: dict[int, list[Generation]] = {index: [] for index in range(len(prompts))}
+    answers: list[dict[int, Generation]] = [{} for _ in prompts]
     lengths = [len(ids) for ids in encoded]
     for batch in length_batches(lengths, copies * sampling.max_new_tokens, batch_tokens):
 
         def keep(row: int, ids: list[int], batch: list[int] = batch) -> None:
             index = batch[row // copies]
-            answers[index].append(_generation(ids, tokenizer))
+            answers[index][row % copies] = _generation(ids, tokenizer)
             if len(answers[index]) == copies:
-                on_answers(index, answers[index])
+                on_answers(index, _in_order(answers[index]))
 
         complete(model, tokenizer, [encoded[i] for i in batch], copies, sampling, keep)
-    return list(answers.values())
+    return [_in_order(of_prompt) for of_prompt in answers]
 
 
 def length_batches(lengths: Sequence[int], new_tokens: int, batch_tokens: int) -> Iterator[list[int]]:
@@ -112,15 +112,30 @@ def _complete_padded(
     model: Any, tokenizer: Any, prompts: list[list[int]], copies: int, sampling: "Sampling", on_row: _OnRow
 ) -> None:
     """Transformers' own generation, for models whose prompts cannot be shared."""
+    greedy = copies if sampling.temperature == 0 else int(sampling.first_greedy)
+    drawn: dict[str, Any] = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    passes = [(greedy, {"do_sample": False}), (copies - greedy, {"do_sample": True} | drawn)]
+    first = 0
+    for wanted, options in passes:
+        if wanted:
+            inputs = tokenizer.pad({"input_ids": [p for p in prompts for _ in range(wanted)]}, return_tensors="pt")
+            for place, ids in enumerate(_transformers_generate(model, inputs, sampling.max_new_tokens, options)):
+                on_row(place // wanted * copies + first + place % wanted, ids)
+        first += wanted
+
+
+def _transformers_generate(model: Any, inputs: Any, max_new_tokens: int, options: dict[str, Any]) -> list[list[int]]:
     import torch
 
-    inputs = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
-    drawn = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
-    options = {"do_sample": True, "num_return_sequences": copies, **drawn} if sampling.temperature else {}
+    inputs = inputs.to(model.device)
     with torch.inference_mode():
-        output = model.generate(**inputs, max_new_tokens=sampling.max_new_tokens, **({"do_sample": False} | options))
-    for row, ids in enumerate(output[:, inputs["input_ids"].shape[1] :].tolist()):
-        on_row(row, ids)
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
+    completions: list[list[int]] = output[:, inputs["input_ids"].shape[1] :].tolist()
+    return completions
+
+
+def _in_order(answers: dict[int, Generation]) -> list[Generation]:
+    return [answers[copy] for copy in sorted(answers)]
 
 
 def _generation(row: list[int], tokenizer: Any) -> Generation:

@@ -37,6 +37,10 @@ METRICS = (  # path in a model's metrics, label, what it is
     (("strict_form",), "Strict form", "exactly one thought, then one answer"),
     (("grounding",), "Grounding", "how far the thought cites the abstract"),
     (("mean_length",), "Mean length", "tokens per answer"),
+    (("vote", "accuracy"), "Accuracy of the vote", "the majority of the sampled answers gave the expert's verdict"),
+    (("vote", "macro_f1"), "Macro-F1 of the vote", ""),
+    (("vote", "agreement"), "Agreement", "share of the sampled answers behind the majority"),
+    (("vote", "unanimous_accuracy"), "Accuracy where unanimous", "on the cases where all sampled answers agree"),
 )
 SIGNIFICANCE = 0.05
 DASH = "–"

@@ -50,8 +50,10 @@ def official_score(predictions: Mapping[str, str | None], truth: Mapping[str, st
     return verdict_metric().compute(predictions=[predictions[i] or "" for i in ids], references=[truth[i] for i in ids])
 
 
-def answer_row(record: Record, generation: Generation, rewards: RewardConfig) -> dict[str, Any]:
-    """One model's answer to one case, as it stands in predictions.jsonl."""
+def answer_row(record: Record, generations: Sequence[Generation], rewards: RewardConfig) -> dict[str, Any]:
+    """One model's answer to one case, as it stands in predictions.jsonl: the first generation, and the others' vote."""
+    generation = generations[0]
+    vote = {"vote": count_votes([parse_completion(g.text).verdict for g in generations])} if generations[1:] else {}
     completion = parse_completion(generation.text)
     found = evidence(completion.thought, record.contexts, record.question)
     return {
@@ -62,7 +64,25 @@ def answer_row(record: Record, generation: Generation, rewards: RewardConfig) ->
         "tokens": generation.tokens,
         "grounding": grounding(completion.thought, record.contexts, record.question, rewards),
         "figures": {"supported": list(found.supported), "unsupported": list(found.unsupported)},
+        **vote,
     }
+
+
+def count_votes(verdicts: Sequence[str | None]) -> dict[str, Any]:
+    """Majority of the sampled verdicts, and the share of all samples that agree with it.
+
+    Args:
+        verdicts: the greedy verdict, which decides a tie that it is part of, then the sampled ones; None is unreadable.
+
+    >>> count_votes(["no", "yes", "no", "yes", "no", None])
+    {'verdict': 'no', 'agreement': 0.4, 'counts': {'yes': 2, 'no': 2, 'maybe': 0}}
+    """
+    greedy, *sampled = verdicts
+    counts = {verdict: sampled.count(verdict) for verdict in VERDICTS}
+    most = max(counts.values())
+    leading = [verdict for verdict, count in counts.items() if count == most]
+    winner = (greedy if greedy in leading else leading[0]) if most else None
+    return {"verdict": winner, "agreement": most / len(sampled), "counts": counts}
 
 
 def model_metrics(
@@ -98,6 +118,31 @@ def model_metrics(
             if verdict in experts
         },
         "confusion": confusion(experts, verdicts),
+        **({"vote": vote_metrics(experts, answers, config)} if "vote" in answers[0] else {}),
+    }
+
+
+def vote_metrics(
+    experts: Sequence[str], answers: Sequence[Mapping[str, Any]], config: EvaluationConfig
+) -> dict[str, Any]:
+    """How good the majority of the sampled verdicts is, and whether its agreement tells right from wrong."""
+    n = len(experts)
+    votes = [answer["vote"] for answer in answers]
+    agreement = np.array([vote["agreement"] for vote in votes])
+    right = np.array([vote["verdict"] == expert for vote, expert in zip(votes, experts, strict=True)])
+    expected, predicted = _codes(experts), _codes([vote["verdict"] or "" for vote in votes])
+    labels = sorted({*expected.tolist(), *predicted.tolist()} - {-1})
+
+    def interval(statistic: Any) -> dict[str, Any]:
+        return bootstrap(statistic, n, config.resamples, config.seed).as_dict()
+
+    certain = agreement == 1
+    unanimous = {"unanimous_accuracy": wilson(int(right[certain].sum()), int(certain.sum())).as_dict()}
+    return {
+        "accuracy": wilson(int(right.sum()), n).as_dict(),
+        "macro_f1": interval(lambda rows: float(f1_scores(expected[rows], predicted[rows], labels).mean())),
+        "agreement": interval(lambda rows: float(agreement[rows].mean())),
+        **(unanimous if certain.any() else {}),
     }
 
 

@@ -33,6 +33,7 @@ class Sampling:
         top_k: most probable tokens kept; 0 keeps all.
         top_p: nucleus kept.
         repetition_penalty: penalty on tokens that the row already holds; 1 is none.
+        first_greedy: take the most probable token in the first completion of each prompt, whatever the temperature.
     """
 
     max_new_tokens: int
@@ -40,6 +41,7 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    first_greedy: bool = False
 
     def processors(self) -> LogitsProcessorList:
         """Transformers' own processors, in the order in which its `generate` applies them."""
@@ -61,12 +63,23 @@ class Sampling:
             found.append(TopPLogitsWarper(self.top_p))
         return found
 
-    def pick(self, logits: Tensor, history: Tensor | None, processors: LogitsProcessorList) -> Tensor:
-        """[rows] next tokens from [rows, V] logits; history is [rows, L], given where a processor reads it."""
+    def pick(
+        self, logits: Tensor, history: Tensor | None, processors: LogitsProcessorList, first: Tensor | None = None
+    ) -> Tensor:
+        """[rows] next tokens.
+
+        Args:
+            logits: [rows, V].
+            history: [rows, L] tokens so far, given where a processor reads them.
+            processors: what `processors()` returned.
+            first: [rows], True in the first completion of each prompt.
+        """
         scores: Tensor = processors(history, logits.float())  # type: ignore[arg-type]
         if self.temperature == 0:
             return scores.argmax(-1)
-        return torch.multinomial(scores.softmax(-1), 1)[:, 0]
+        drawn = torch.multinomial(scores.softmax(-1), 1)[:, 0]
+        # The processors keep the most probable token where it was.
+        return torch.where(first, scores.argmax(-1), drawn) if self.first_greedy and first is not None else drawn
 
 
 def generate_completions(
@@ -112,7 +125,7 @@ def _complete(batch: "Batch", sampling: Sampling, stops: Sequence[int], on_row: 
     logits = batch.first_logits
     for step in range(sampling.max_new_tokens):
         history = batch.history(completions) if sampling.repetition_penalty != 1 else None
-        tokens = sampling.pick(logits, history, processors)
+        tokens = sampling.pick(logits, history, processors, batch.first if sampling.first_greedy else None)
         over = torch.isin(tokens, ending) | (step + 1 == sampling.max_new_tokens)
         for place, (token, last) in enumerate(zip(tokens.tolist(), over.tolist(), strict=True)):
             if batch.live[place]:
@@ -140,6 +153,12 @@ class Batch:
         self._cache, logits = _prefill(model, prompts, prompt_of, sampling.max_new_tokens)
         self.first_logits = logits[torch.tensor(prompt_of, device=logits.device)]
         self._prompt_of_row = prompt_of
+
+    @property
+    def first(self) -> Tensor:
+        """[rows], True in the first completion of each prompt."""
+        firsts = {self._prompt_of_row.index(prompt) for prompt in range(len(self._prompts))}
+        return torch.tensor([row in firsts for row in self.rows], device=self._model.device)
 
     def history(self, completions: Sequence[Sequence[int]]) -> Tensor:
         """[rows, L] all tokens of each row, filled up on the left with one that it holds."""

@@ -114,21 +114,21 @@ class Asked:
         self.loaded.append(source)
         return (Path(source) / "model.safetensors").read_text(), None
 
-    def generate(self, model, tokenizer, prompts, limit, batch_tokens, on_answer):
+    def sample(self, model, tokenizer, prompts, copies, sampling, batch_tokens, on_answers):
         for i, prompt in enumerate(prompts):
             if self.stop_after is not None and len(self.questions) == self.stop_after:
                 raise KeyboardInterrupt
             record = self.records[json.dumps(prompt)]
             self.questions.append(record.id)
             text = gold_completion(record) if model == "good" else f"{model} rubbish"
-            on_answer(i, Generation(text, len(text.split())))
+            on_answers(i, [Generation(text, len(text.split()))] * copies)
 
 
 @pytest.fixture
 def asked(monkeypatch, prepared):
     fake = Asked(load_records(prepared.data, "test"))
     monkeypatch.setattr(compare, "load_model", fake.load)
-    monkeypatch.setattr(compare, "generate", fake.generate)
+    monkeypatch.setattr(compare, "sample", fake.sample)
     return fake
 
 
@@ -219,7 +219,7 @@ def test_rows_survive_every_kind_of_line_break_in_a_text(prepared, tmp_path):
     """A line separator inside a text does not end a row: what was written is read back."""
     strange = "one\u2028two\u2029three\x85four\x0bfive\x1csix\nseven"
     record = tiny_record("1", question=strange)
-    answers = {"tuned": [answer_row(record, Generation(strange, 3), prepared.config.rewards)]}
+    answers = {"tuned": [answer_row(record, [Generation(strange, 3)], prepared.config.rewards)]}
     row = case_row(record, answers, 0)
     write_text(tmp_path / "predictions.jsonl", json.dumps(row, ensure_ascii=False) + "\n")
     assert read_cases(tmp_path) == [row]
@@ -260,13 +260,32 @@ def test_a_changed_model_is_asked_again_and_the_other_is_not(run, asked, tmp_pat
 
 @pytest.mark.parametrize(
     ("section", "values"),
-    [("grpo", {"max_completion_length": 25}), ("evaluation", {"cases": 7}), ("evaluation", {"seed": 99})],
+    [("grpo", {"max_completion_length": 25}), ("evaluation", {"samples": 3})],
 )
-def test_other_questions_are_asked_again(run, asked, prepared, section, values):
-    """A longer cap on completions, or other cases, make the kept answers those of another question."""
+def test_other_answers_are_asked_for_again(run, asked, prepared, section, values):
+    """A longer cap on completions, or sampled answers beside the greedy one, are other answers."""
     run(tuned="good")
     run(changed(prepared.config, **{section: values}), tuned="good")
-    assert len(asked.questions) == (values.get("cases", 6))
+    assert len(asked.questions) == 6
+
+
+@pytest.mark.parametrize("values", [{"cases": 9}, {"cases": 4}, {"seed": 99}, {"cases": "all"}])
+def test_only_new_cases_are_asked(run, asked, prepared, values):
+    """Other cases cost only the answers that are not there yet."""
+    run(tuned="good")
+    first = set(asked.questions)
+    run(changed(prepared.config, evaluation=values), tuned="good")
+    wanted = draw_cases(load_records(prepared.data, "test"), prepared.config.evaluation.model_copy(update=values))
+    assert sorted(asked.questions) == sorted({record.id for record in wanted} - first)
+
+
+def test_the_vote_of_the_sampled_answers_is_reported(run, prepared):
+    """With samples, each row has its vote and each model its accuracy by vote; without, neither is there."""
+    metrics = run(changed(prepared.config, evaluation={"samples": 3}), tuned="good", base="bad")
+    assert metrics["models"]["tuned"]["vote"]["accuracy"]["value"] == 1.0
+    assert metrics["models"]["tuned"]["vote"]["unanimous_accuracy"]["n"] == 6
+    assert metrics["models"]["base"]["vote"]["accuracy"]["value"] == 0.0
+    assert "vote" not in run(tuned="good")["models"]["tuned"]
 
 
 def test_scoring_anew_needs_no_model(run, asked, prepared):
@@ -339,7 +358,7 @@ def test_the_references_are_labelled(prepared, domain):
     """The majority of the training records stands beside the models, the human reader only for PubMedQA."""
     train = records_of(["no"] * 3 + ["yes"] * 2)
     records = records_of(["yes", "no", "no", "maybe"])
-    answers = {"tuned": [answer_row(r, Generation(gold_completion(r), 9), prepared.config.rewards) for r in records]}
+    answers = {"tuned": [answer_row(r, [Generation(gold_completion(r), 9)], prepared.config.rewards) for r in records]}
     metrics = score(prepared.config, {"domain": domain, "synthetic": False}, train, records, answers)
     always, *human = metrics["references"]
     assert always["name"] == 'always "no"'

@@ -195,6 +195,17 @@ def test_sampled_answers_are_as_many_as_asked_and_differ(policy, prompts, monkey
     assert all(len({answer.text for answer in of_prompt}) > 1 for of_prompt in answers)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_first_of_several_answers_can_be_the_greedy_one(policy, prompts, monkeypatch, shared):
+    """One call gives the greedy answer and sampled ones beside it."""
+    monkeypatch.setattr(support, "prepare", lambda model: shared and prepare(model))
+    torch.manual_seed(0)
+    sampling = Sampling(LIMIT, temperature=1.0, first_greedy=True)
+    answers = sample(*policy, prompts, 4, sampling, 10_000)
+    assert [of_prompt[0] for of_prompt in answers] == generate(*policy, prompts, LIMIT, 10_000)
+    assert all(len({answer.text for answer in of_prompt[1:]}) > 1 for of_prompt in answers)
+
+
 def test_the_same_prompts_give_the_same_answers(policy, prompts):
     """Asked twice, and in another order, each prompt has the same answer."""
     first = generate(*policy, prompts, LIMIT, 10_000)

@@ -20,7 +20,16 @@ from medgrpo.config import EvaluationConfig, RewardConfig
 from medgrpo.errors import InputError
 from medgrpo.evaluation import scoring
 from medgrpo.evaluation.generate import Generation
-from medgrpo.evaluation.scoring import answer_row, compare, confusion, model_metrics, official_score, verdict_metric
+from medgrpo.evaluation.scoring import (
+    answer_row,
+    compare,
+    confusion,
+    count_votes,
+    model_metrics,
+    official_score,
+    verdict_metric,
+    vote_metrics,
+)
 from medgrpo.prompts import gold_completion
 from medgrpo.testing import tiny_record
 
@@ -157,7 +166,7 @@ def test_an_unreadable_answer_is_wrong_and_no_label(pairs):
 def test_an_answer_row_holds_what_the_report_needs():
     """Text, thought, verdict, form, length, grounding and the cited figures of a gold completion."""
     record = tiny_record()
-    row = answer_row(record, Generation(gold_completion(record), 42), RewardConfig())
+    row = answer_row(record, [Generation(gold_completion(record), 42)], RewardConfig())
     assert (row["verdict"], row["well_formed"], row["tokens"], row["grounding"]) == ("yes", True, 42, 1.0)
     assert row["thought"] in row["text"]
     assert row["figures"]["unsupported"] == []
@@ -167,7 +176,7 @@ def test_an_answer_row_holds_what_the_report_needs():
 def test_an_invented_figure_is_listed():
     """A number that is not in the abstract stands among the unsupported figures."""
     text = "<thought>Mean pain fell by 2.4 points, and 77 died.</thought><answer>yes</answer>"
-    figures = answer_row(tiny_record(), Generation(text, 9), RewardConfig())["figures"]
+    figures = answer_row(tiny_record(), [Generation(text, 9)], RewardConfig())["figures"]
     assert any("77" in figure for figure in figures["unsupported"])
     assert any("2.4" in figure for figure in figures["supported"])
 
@@ -175,7 +184,7 @@ def test_an_invented_figure_is_listed():
 @pytest.mark.parametrize("text", ["", "I cannot say.", "<answer>yes</answer> <answer>no</answer>"])
 def test_an_unreadable_completion_has_no_verdict(text):
     """Where no single answer stands the verdict is None, and the row is still valid JSON."""
-    row = answer_row(tiny_record(), Generation(text, 3), RewardConfig())
+    row = answer_row(tiny_record(), [Generation(text, 3)], RewardConfig())
     assert row["verdict"] is None
     assert not row["well_formed"]
     assert json.loads(json.dumps(row, allow_nan=False)) == row
@@ -291,3 +300,32 @@ def test_the_order_of_two_models_only_turns_the_sign():
     assert there["p_value"] == back["p_value"]
     assert (there["only_first"], there["only_second"]) == (back["only_second"], back["only_first"])
     assert np.isclose(there["accuracy_difference"]["value"], -back["accuracy_difference"]["value"])
+
+
+def test_a_vote_breaks_ties_by_the_greedy_answer_and_counts_unreadable_ones_as_disagreeing():
+    """The majority wins; in a tie the greedy verdict, if it is one of the leaders; nothing readable is no verdict."""
+    assert count_votes(["no", "yes", "yes", "no"])["verdict"] == "yes"
+    assert count_votes(["no", "yes", "no"]) == {
+        "verdict": "no",
+        "agreement": 0.5,
+        "counts": {"yes": 1, "no": 1, "maybe": 0},
+    }
+    assert count_votes(["maybe", "yes", "no"])["verdict"] == "yes"
+    assert count_votes(["yes", None, None]) == {
+        "verdict": None,
+        "agreement": 0.0,
+        "counts": {"yes": 0, "no": 0, "maybe": 0},
+    }
+
+
+def test_vote_metrics_tell_certain_cases_from_doubtful_ones():
+    """Agreement is a confidence: where all samples agree, accuracy is counted by itself."""
+    experts = ["yes", "no", "yes", "maybe"]
+    sampled = [["yes", "yes"], ["yes", "no"], ["no", "no"], ["maybe", "maybe"]]
+    answers = [{"vote": count_votes(["maybe", *verdicts])} for verdicts in sampled]
+    metrics = vote_metrics(experts, answers, EvaluationConfig(resamples=20))
+    assert metrics["accuracy"]["value"] == 0.5
+    assert metrics["agreement"]["value"] == pytest.approx(3.5 / 4)
+    assert (metrics["unanimous_accuracy"]["value"], metrics["unanimous_accuracy"]["n"]) == (pytest.approx(2 / 3), 3)
+    doubtful = [{"vote": count_votes(["yes", "yes", "no"])}] * 4
+    assert "unanimous_accuracy" not in vote_metrics(experts, doubtful, EvaluationConfig(resamples=20))
