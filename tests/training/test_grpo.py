@@ -319,6 +319,34 @@ def test_a_torn_last_checkpoint_is_passed_over_and_the_order_goes_on(tiny, whole
 
 
 @pytest.mark.slow
+def test_a_resumed_training_is_the_uninterrupted_one_to_the_value(tiny, whole, tmp_path, monkeypatch):
+    """Stopped in the middle and resumed: the same prompts, rollouts, adapter, optimiser, schedule and random state."""
+    train(tiny, tmp_path, monkeypatch, steps=STEPS // 2)
+    prompts, model = train(tiny, tmp_path, monkeypatch)
+    assert prompts == whole.prompts[STEPS // 2 :]
+    for (name, got), wanted in zip(model.named_parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(got, wanted), name
+    ours, theirs = (path / "grpo" / f"checkpoint-{STEPS}" for path in (tmp_path, whole.directory))
+    for part in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        got, wanted = (torch.load(path / part, weights_only=False) for path in (ours, theirs))
+        assert flat(got).keys() == flat(wanted).keys()
+        for key, value in flat(wanted).items():
+            assert torch.equal(torch.as_tensor(flat(got)[key]), torch.as_tensor(value)), (part, key)
+    kept = [rows_written(path)[-1] for path in (tmp_path, whole.directory)]
+    same = ("loss", "reward", "grad_norm", "learning_rate", "completions/mean_length", "entropy")
+    assert [kept[0][key] for key in same] == [kept[1][key] for key in same]
+
+
+def flat(state, path=()):
+    """The numbers of a nested state, by path."""
+    if isinstance(state, dict):
+        return {k: v for key, value in state.items() for k, v in flat(value, (*path, key)).items()}
+    if isinstance(state, list | tuple):
+        return {k: v for place, value in enumerate(state) for k, v in flat(value, (*path, place)).items()}
+    return {path: state} if isinstance(state, torch.Tensor | int | float) else {}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_resuming_after_the_last_step_takes_no_further_one(tiny, tmp_path, monkeypatch, beta):
     """Killed between the last checkpoint and the saved adapter, the next attempt loads that state and adds no step."""
