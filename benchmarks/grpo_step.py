@@ -37,7 +37,14 @@ def main() -> None:
         cases = [Case(group, prompt, completion, options.prompts) for prompt, completion, group in sizes]
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        setup = Setup(options.base, options.pubmedqa, options.micro_batch_tokens, options.micro_batch, folder)
+        setup = Setup(
+            base=options.base,
+            records=options.pubmedqa,
+            budget=options.micro_batch_tokens,
+            rollout_dtype=options.rollout_dtype,
+            micro_batch=options.micro_batch,
+            folder=folder,
+        )
         for case in cases:
             results.append(compare(setup, case, options.pairs))
             print(_line(results[-1]), flush=True)
@@ -178,7 +185,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=4, help="distinct prompts in a step")
     parser.add_argument("--pairs", type=int, default=5, help="counted steps of each side")
     parser.add_argument("--micro-batch", type=int, default=4, help="TRL's completions per micro-batch")
-    parser.add_argument("--micro-batch-tokens", type=int, default=2048, help="our tokens per micro-batch")
+    parser.add_argument("--micro-batch-tokens", type=int, default=1024, help="our tokens per micro-batch")
+    parser.add_argument(
+        "--rollout-dtype", choices=("float32", "bfloat16"), default="float32", help="ours; TRL's: float32"
+    )
     parser.add_argument("--base", default="smollm2-135m-instruct", help="model name or directory")
     parser.add_argument(
         "--pubmedqa", type=Path, default=_from_environment(), help="ori_pqal.json; else synthetic records"

@@ -32,6 +32,7 @@ class Setup:
         base: model name or directory.
         records: PubMedQA's ori_pqal.json, or None for synthetic records.
         budget: our tokens in a micro-batch.
+        rollout_dtype: type of the weights that we generate with.
         micro_batch: TRL's completions in a micro-batch.
         folder: where gradients are exchanged.
     """
@@ -39,6 +40,7 @@ class Setup:
     base: str
     records: Path | None
     budget: int
+    rollout_dtype: str
     micro_batch: int
     folder: str
 
@@ -264,7 +266,8 @@ def _trainer(setup: Setup, case: Case, side: str) -> Any:
         "processing_class": tokenizer,
     }
     if side == "medgrpo":
-        return GroupedGRPOTrainer(micro_batch_tokens=setup.budget, **given)
+        dtype = torch.bfloat16 if setup.rollout_dtype == "bfloat16" else None
+        return GroupedGRPOTrainer(micro_batch_tokens=setup.budget, rollout_dtype=dtype, **given)
     return trl.GRPOTrainer(**given)
 
 

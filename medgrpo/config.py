@@ -118,7 +118,7 @@ class GrpoConfig(Settings):
     """Distinct prompts per step, sampled class-balanced."""
     group_size: int = Field(default=4, ge=2)
     """G, sampled completions per prompt; the group's mean reward is the baseline."""
-    micro_batch_tokens: PositiveInt = 2048
+    micro_batch_tokens: PositiveInt = 1024
     """Tokens per forward and backward pass, each prompt counted once for its group; bounds memory."""
     learning_rate: PositiveFloat = 1e-5
     """Peak learning rate."""
@@ -152,6 +152,8 @@ class GrpoConfig(Settings):
     """Most probable tokens kept in rollouts; 0 keeps all."""
     repetition_penalty: PositiveFloat = 1.0
     """Penalty on tokens already seen in rollouts; 1 is none."""
+    rollout_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights that write completions; bfloat16 is faster, and its importance ratio is accounted for."""
     use_vllm: bool = False
     """Roll out with vLLM. Unusable on a T4 with Gemma 3 and on a CPU."""
     optimizer: Literal["adamw_torch", "adamw_8bit"] = "adamw_torch"

@@ -1,4 +1,4 @@
-"""LoRA adapters folded into the weights for as long as a model generates."""
+"""The weights a model generates with, adapters folded in and in a type of their own; the trained ones come back."""
 
 import contextlib
 from collections.abc import Iterator
@@ -33,12 +33,30 @@ def folded_adapters(model: Any) -> Iterator[None]:
             layer.merged_adapters.clear()
 
 
+@contextlib.contextmanager
+def cast_weights(model: Any, dtype: torch.dtype | None) -> Iterator[None]:
+    """Run with all weights in another type (None: as they are); the very same tensors are back afterwards."""
+    kept = [(parameter, parameter.data) for parameter in model.parameters() if parameter.is_floating_point()]
+    try:
+        if dtype is not None:
+            for parameter, weight in kept:
+                parameter.data = weight.to(dtype)
+        yield
+    finally:
+        for parameter, weight in kept:
+            parameter.data = weight
+
+
 def _active(layer: Any) -> list[str]:
     return [name for name in layer.active_adapters if name in layer.lora_A]
 
 
-def _foldable(layer: Any) -> bool:
+def is_plain(layer: Any) -> bool:
+    """Whether a LoRA layer adds B·A to a float32 matrix that is not trained, and nothing else."""
     base, names = layer.base_layer, _active(layer)
-    plain = type(base) is torch.nn.Linear and base.weight.dtype == torch.float32
-    variants = any(name in layer.lora_variant or layer.lora_bias[name] for name in names)
-    return plain and not (variants or layer.merged or layer.disable_adapters)
+    frozen = type(base) is torch.nn.Linear and base.weight.dtype == torch.float32 and not base.weight.requires_grad
+    return frozen and not any(name in layer.lora_variant or layer.lora_bias[name] for name in names)
+
+
+def _foldable(layer: Any) -> bool:
+    return is_plain(layer) and not (layer.merged or layer.disable_adapters)

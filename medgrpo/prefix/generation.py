@@ -6,7 +6,7 @@ that are written in place. Rows that have ended leave the batch.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class Sampling:
         top_p: nucleus kept.
         repetition_penalty: penalty on tokens that the row already holds; 1 is none.
         first_greedy: take the most probable token in the first completion of each prompt, whatever the temperature.
+        log_probs: keep each token's log-probability at this temperature, before any token is left out.
     """
 
     max_new_tokens: int
@@ -42,6 +43,7 @@ class Sampling:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     first_greedy: bool = False
+    log_probs: bool = False
 
     def processors(self) -> LogitsProcessorList:
         """Transformers' own processors, in the order in which its `generate` applies them."""
@@ -63,6 +65,13 @@ class Sampling:
             found.append(TopPLogitsWarper(self.top_p))
         return found
 
+    def log_probabilities(self, logits: Tensor, tokens: Tensor) -> list[float]:
+        """Log-probability of each of the [rows] tokens under [rows, V] logits; empty if they are not kept."""
+        if not self.log_probs:
+            return []
+        scores = (logits.float() / (self.temperature or 1)).log_softmax(-1)
+        return scores.gather(-1, tokens[:, None])[:, 0].tolist()
+
     def pick(
         self, logits: Tensor, history: Tensor | None, processors: LogitsProcessorList, first: Tensor | None = None
     ) -> Tensor:
@@ -82,6 +91,14 @@ class Sampling:
         return torch.where(first, scores.argmax(-1), drawn) if self.first_greedy and first is not None else drawn
 
 
+@dataclass
+class Completion:
+    """Token ids, a stop token included, and their log-probabilities where they are kept."""
+
+    tokens: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+
+
 def generate_completions(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -89,7 +106,7 @@ def generate_completions(
     sampling: Sampling,
     stops: Sequence[int],
     on_row: OnRow = lambda row, tokens: None,
-) -> list[list[int]]:
+) -> list[Completion]:
     """Complete each prompt as often as asked.
 
     Args:
@@ -101,7 +118,7 @@ def generate_completions(
         on_row: called with (row, tokens) when a completion has ended.
 
     Returns:
-        Token ids of each completion, a stop token included, prompt by prompt.
+        The completions, prompt by prompt.
     """
     with evaluation_mode(model), torch.no_grad():
         return _complete(Batch(model, prompts, copies, sampling), sampling, stops, on_row)
@@ -118,22 +135,18 @@ def evaluation_mode(model: Any) -> Iterator[None]:
         model.train(training)
 
 
-def _complete(batch: "Batch", sampling: Sampling, stops: Sequence[int], on_row: OnRow) -> list[list[int]]:
+def _complete(batch: "Batch", sampling: Sampling, stops: Sequence[int], on_row: OnRow) -> list[Completion]:
     ending = torch.tensor(list(stops), device=batch.first_logits.device)
     processors = sampling.processors()
-    completions: list[list[int]] = [[] for _ in batch.rows]
+    completions = [Completion() for _ in batch.rows]
     logits = batch.first_logits
     for step in range(sampling.max_new_tokens):
         history = batch.history(completions) if sampling.repetition_penalty != 1 else None
         tokens = sampling.pick(logits, history, processors, batch.first if sampling.first_greedy else None)
         over = torch.isin(tokens, ending) | (step + 1 == sampling.max_new_tokens)
-        for place, (token, last) in enumerate(zip(tokens.tolist(), over.tolist(), strict=True)):
-            if batch.live[place]:
-                row = batch.rows[place]
-                completions[row].append(token)
-                if last:
-                    batch.live[place] = False
-                    on_row(row, completions[row])
+        batch.write(completions, tokens, sampling.log_probabilities(logits, tokens))
+        for row in batch.end(over):
+            on_row(row, completions[row].tokens)
         if not any(batch.live):
             break
         if batch.live.count(False) >= ENDED_SHARE * len(batch.live):
@@ -160,9 +173,24 @@ class Batch:
         firsts = {self._prompt_of_row.index(prompt) for prompt in range(len(self._prompts))}
         return torch.tensor([row in firsts for row in self.rows], device=self._model.device)
 
-    def history(self, completions: Sequence[Sequence[int]]) -> Tensor:
+    def write(self, completions: Sequence[Completion], tokens: Tensor, log_probs: Sequence[float]) -> None:
+        """Append the [rows] tokens to the completions of the rows that have not ended."""
+        for place, token in enumerate(tokens.tolist()):
+            if self.live[place]:
+                completion = completions[self.rows[place]]
+                completion.tokens.append(token)
+                completion.log_probs.extend(log_probs[place : place + 1])
+
+    def end(self, over: Tensor) -> list[int]:
+        """Mark the rows that are over; returns those that were not before."""
+        ended = [place for place, last in enumerate(over.tolist()) if last and self.live[place]]
+        for place in ended:
+            self.live[place] = False
+        return [self.rows[place] for place in ended]
+
+    def history(self, completions: Sequence[Completion]) -> Tensor:
         """[rows, L] all tokens of each row, filled up on the left with one that it holds."""
-        held = [[*self._prompts[self._prompt_of_row[row]], *completions[row]] for row in self.rows]
+        held = [[*self._prompts[self._prompt_of_row[row]], *completions[row].tokens] for row in self.rows]
         longest = max(map(len, held))
         return torch.tensor([[ids[0]] * (longest - len(ids)) + ids for ids in held], device=self._model.device)
 

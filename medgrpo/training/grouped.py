@@ -9,6 +9,7 @@ completions that teach nothing. Loss, advantages, clipping and logging stay TRL'
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -16,10 +17,11 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
-from medgrpo.prefix.adapters import folded_adapters
+from medgrpo.prefix.adapters import cast_weights, folded_adapters
 from medgrpo.prefix.attention import Packing, layout_inputs
 from medgrpo.prefix.generation import Sampling, generate_completions
 from medgrpo.prefix.support import log_unshared, prepare
+from medgrpo.training import lora
 
 Inputs = dict[str, Any]
 
@@ -30,12 +32,18 @@ class GroupedGRPOTrainer(GRPOTrainer):
     Args:
         args: TRL's; the whole step must be one batch (`gradient_accumulation_steps` and `steps_per_generation` 1).
         micro_batch_tokens: most tokens in one forward and backward pass; a single longer completion still goes alone.
+        rollout_dtype: type of the weights that generate; None takes the policy's. In another type another policy
+            generates, so its log-probabilities become those of the old policy in the importance ratio.
     """
 
-    def __init__(self, *args: Any, micro_batch_tokens: int, **options: Any) -> None:
+    def __init__(
+        self, *args: Any, micro_batch_tokens: int, rollout_dtype: torch.dtype | None = None, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
         self._budget = micro_batch_tokens
+        self._rollout_dtype = rollout_dtype
         self._shares = self._can_share()
+        lora.install(self.accelerator.unwrap_model(self.model))
 
     def _can_share(self) -> bool:
         models = [self.accelerator.unwrap_model(model) for model in (self.model, self.ref_model) if model is not None]
@@ -43,6 +51,8 @@ class GroupedGRPOTrainer(GRPOTrainer):
         if any(getattr(adapter, "lora_dropout", 0) for adapter in adapters):
             log_unshared("dropout in the adapter would fall on the one copy of a prompt instead of on each")
             return False
+        if self._entropy_bonus_enabled:
+            raise ValueError("an entropy bonus would have no gradient: none is kept for it under a frozen head.")
         if self.aux_loss_enabled:
             log_unshared("the balancing loss of its experts counts each copy of a prompt")
             return False
@@ -54,8 +64,14 @@ class GroupedGRPOTrainer(GRPOTrainer):
         if not self._shares or self.use_vllm or self.use_transformers_continuous_batching or self.min_p:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **options)
         groups = _by_prompt(prompt_ids)
-        limit: int = self.args.max_completion_length  # type: ignore[attr-defined]
-        sampling = Sampling(limit, self.temperature, self.top_k or 0, self.top_p, self.repetition_penalty)
+        sampling = Sampling(
+            max_new_tokens=self.args.max_completion_length,  # type: ignore[attr-defined]
+            temperature=self.temperature,
+            top_k=self.top_k or 0,
+            top_p=self.top_p,
+            repetition_penalty=self.repetition_penalty,
+            log_probs=self._rollout_dtype is not None,
+        )
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -63,12 +79,14 @@ class GroupedGRPOTrainer(GRPOTrainer):
                 gather_deepspeed3_params=self.args.ds3_gather_for_generation,  # type: ignore[attr-defined]
             ) as model,
             folded_adapters(model),
+            cast_weights(model, self._rollout_dtype),
         ):
             prompts, counts = list(groups), [len(rows) for rows in groups.values()]
             generated = generate_completions(model, prompts, counts, sampling, self.eos_token_ids)
         order = [row for rows in groups.values() for row in rows]
-        completions = dict(zip(order, generated, strict=True))
-        return [completions[row] for row in range(len(prompt_ids))], None
+        completions = [completion for _, completion in sorted(zip(order, generated, strict=True), key=itemgetter(0))]
+        log_probs = [completion.log_probs for completion in completions] if sampling.log_probs else None
+        return [completion.tokens for completion in completions], log_probs
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -139,7 +157,9 @@ class GroupedGRPOTrainer(GRPOTrainer):
         """Forward and backward over the step's micro-batches; the sum of their losses is TRL's loss of the step."""
         started = time.perf_counter()
         model.train()
-        batch = self._prepare_inputs(inputs)
+        batch = dict(self._prepare_inputs(inputs))
+        if "sampling_per_token_logps" in batch and not self.use_vllm:
+            batch["old_per_token_logps"] = batch["sampling_per_token_logps"]
         total = torch.zeros((), device=self.accelerator.device)
         chunks = self._micro_batches(batch)
         for number, rows in enumerate(chunks, start=1):

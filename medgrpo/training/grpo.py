@@ -27,6 +27,8 @@ def train_grpo(model: Any, tokenizer: Any, rows: "Dataset", config: RunConfig, d
     Raises:
         TrainingAlarm: a loss that is not finite, or completions that stay empty.
     """
+    import torch
+
     from medgrpo.training.grouped import GroupedGRPOTrainer
 
     grpo = config.grpo
@@ -34,6 +36,7 @@ def train_grpo(model: Any, tokenizer: Any, rows: "Dataset", config: RunConfig, d
     records = {record.id: record for record in map(Record.model_validate_json, rows["record"])}
     trainer = GroupedGRPOTrainer(
         micro_batch_tokens=grpo.micro_batch_tokens,
+        rollout_dtype=torch.bfloat16 if grpo.rollout_dtype == "bfloat16" else None,
         model=model,
         reward_funcs=reward_functions(records, config.rewards),
         args=_arguments(config, directory),

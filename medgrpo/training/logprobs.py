@@ -5,6 +5,9 @@ install, macOS, Windows) `SFTTrainer` and `GRPOTrainer` stop with an AttributeEr
 PyTorch, on any device. Like TRL's, it sees only the positions that are predicted, never the prompt's.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 
 OUTPUTS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
@@ -43,18 +46,93 @@ class LogProbabilities:
             outputs: which of entropy, log_sum_sq_probs, mean_logits, is_top1 to compute; the others are None.
 
         Returns:
-            Five tensors of shape [N]: log-probabilities, then the four statistics (no gradient but for the entropy).
+            Five tensors of shape [N]: log-probabilities, then the four statistics, which have no gradient; but the
+            entropy has one where the head is trained too.
         """
+        head = _Head(weight, bias, temperature, final_logit_softcapping, logit_scale)
         parts = []
         for rows, wanted in zip(hidden.split(TOKENS_AT_ONCE), targets.split(TOKENS_AT_ONCE), strict=True):
-            logits = torch.nn.functional.linear(rows, weight, bias).float() * logit_scale
-            if final_logit_softcapping is not None:
-                logits = final_logit_softcapping * torch.tanh(logits / final_logit_softcapping)
-            parts.append(_statistics(logits / temperature, wanted, outputs))
+            if weight.requires_grad or (bias is not None and bias.requires_grad):
+                parts.append(_statistics(head.logits(rows), wanted, outputs))
+            else:
+                parts.append(_FrozenHead.apply(rows, wanted, head, outputs))
         if not parts:
             empty = hidden.sum(-1).float()
             return (empty, *(empty.detach() if name in outputs else None for name in OUTPUTS))  # type: ignore[return-value]
         return tuple(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _Head:
+    """From hidden states to logits: W·h + b, scaled, capped, divided by the temperature."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    temperature: float
+    softcap: float | None
+    scale: float
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[N, V] from [N, H]."""
+        logits = torch.nn.functional.linear(hidden, self.weight, self.bias).float()
+        # Multiplying by one is a pass over N x V numbers too.
+        logits = logits if self.scale == 1 else logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits if self.temperature == 1 else logits / self.temperature
+
+    def slope(self, logits: torch.Tensor) -> torch.Tensor | float:
+        """Derivative of a logit with respect to W·h."""
+        if self.softcap is None:
+            return self.scale / self.temperature
+        capped = logits * self.temperature / self.softcap
+        return (1 - capped.square()) * (self.scale / self.temperature)
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Log-probabilities under a head that is not trained.
+
+    The gradient of a log-probability with respect to its hidden state, (e_t - p)·W, is computed at once while the
+    probabilities are there: N x H numbers are kept for the backward pass instead of several times N x V. The logits
+    are overwritten on the way, because at this size every pass over them costs as much as a matrix product.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: _Head, outputs: tuple[str, ...]
+    ) -> PerToken:
+        """Log-probabilities and statistics, and the direction of the gradient."""
+        logits = head.logits(hidden)
+        mean = logits.mean(-1) if "mean_logits" in outputs else None
+        top = logits.argmax(-1) == targets if "is_top1" in outputs else None
+        slope = head.slope(logits) if ctx.needs_input_grad[0] else 1.0
+        log_probs = logits.sub_(logits.logsumexp(-1, keepdim=True))
+        chosen = log_probs.gather(-1, targets[:, None])[:, 0]
+        collision = (2 * log_probs).logsumexp(-1) if "log_sum_sq_probs" in outputs else None
+        probabilities = log_probs.exp()
+        entropy = -torch.linalg.vecdot(probabilities, log_probs) if "entropy" in outputs else None
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(_direction(probabilities, targets, slope, head.weight).to(hidden.dtype))
+        statistics = (entropy, collision, mean, top)
+        ctx.mark_non_differentiable(*(column for column in statistics if column is not None))
+        return chosen, *statistics
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor, None, None, None]:
+        """The direction, as far as the loss wants to go."""
+        (direction,) = ctx.saved_tensors
+        return (grad[:, None] * direction).to(direction.dtype), None, None, None
+
+
+def _direction(
+    probabilities: torch.Tensor, targets: torch.Tensor, slope: torch.Tensor | float, weight: torch.Tensor
+) -> torch.Tensor:
+    """[N, H] gradient of each target's log-probability with respect to its hidden state; overwrites probabilities."""
+    if isinstance(slope, float):
+        return slope * (weight[targets] - probabilities.to(weight.dtype) @ weight)
+    difference = probabilities.neg_()
+    difference[torch.arange(len(targets), device=targets.device), targets] += 1
+    return difference.mul_(slope).to(weight.dtype) @ weight
 
 
 def install() -> bool:

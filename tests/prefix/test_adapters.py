@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medgrpo.prefix.adapters import folded_adapters
+from medgrpo.prefix.adapters import cast_weights, folded_adapters
 from tests.prefix.conftest import tiny_model, with_lora
 
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -57,3 +57,15 @@ def test_a_model_without_adapters_is_left_alone():
     """Folding nothing is no error."""
     with folded_adapters(tiny_model("llama")) as nothing:
         assert nothing is None
+
+
+def test_cast_weights_come_back_bit_by_bit():
+    """Inside, every weight has the other type and the model computes in it; afterwards the same tensors are back."""
+    model = with_lora(tiny_model("gemma3"))
+    before = {name: (p.data_ptr(), p.clone()) for name, p in model.named_parameters()}
+    with folded_adapters(model), cast_weights(model, torch.bfloat16), torch.no_grad():
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+        assert model(input_ids=IDS).logits.dtype == torch.bfloat16
+    for name, parameter in model.named_parameters():
+        assert parameter.data_ptr() == before[name][0]
+        assert torch.equal(parameter, before[name][1])

@@ -26,7 +26,8 @@ def test_greedy_completions_are_those_of_whole_sequences(family, prompts):
     model = tiny_model(family)
     expected = [greedy_by_hand(model, prompt) for prompt in prompts]
     install(model)
-    assert generate_completions(model, prompts, [1] * len(prompts), Sampling(LIMIT), [1]) == expected
+    completions = generate_completions(model, prompts, [1] * len(prompts), Sampling(LIMIT), [1])
+    assert [completion.tokens for completion in completions] == expected
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -67,7 +68,7 @@ def test_samples_follow_the_models_distribution(prompts):
     install(model)
     torch.manual_seed(0)
     drawn = generate_completions(model, [prompt], [4000], Sampling(1, temperature=0.5), [])
-    counts = torch.bincount(torch.tensor([ids[0] for ids in drawn]), minlength=400).float()
+    counts = torch.bincount(torch.tensor([completion.tokens[0] for completion in drawn]), minlength=400).float()
     likeliest = expected.topk(10).indices
     deviation = (counts[likeliest] - 4000 * expected[likeliest]) / (4000 * expected[likeliest]).sqrt()
     assert deviation.square().sum() < 30
@@ -100,7 +101,8 @@ def test_a_repetition_penalty_sees_prompt_and_completion(prompts):
     model = tiny_model("llama")
     install(model)
     drawn = generate_completions(model, prompts, [1] * 4, Sampling(20, repetition_penalty=1e6), [])
-    for prompt, ids in zip(prompts, drawn, strict=True):
+    for prompt, completion in zip(prompts, drawn, strict=True):
+        ids = completion.tokens
         assert len(set(ids)) == len(ids)
         assert not set(ids) & set(prompt)
 
@@ -117,8 +119,8 @@ def test_rows_end_at_their_stop_and_leave(prompts, monkeypatch):
     drawn = generate_completions(
         model, prompts, [4] * 4, Sampling(LIMIT, temperature=1.0), stops, lambda row, ids: seen.update({row: list(ids)})
     )
-    assert seen == dict(enumerate(drawn))
-    for ids in drawn:
+    assert seen == {row: completion.tokens for row, completion in enumerate(drawn)}
+    for ids in seen.values():
         assert all(token not in stops for token in ids[:-1])
         assert ids[-1] in stops or len(ids) == LIMIT
     assert widths == sorted(widths, reverse=True)
@@ -132,3 +134,18 @@ def test_a_model_in_training_stays_in_training(prompts):
     model.gradient_checkpointing_enable()
     generate_completions(model, prompts[:1], [2], Sampling(3), [])
     assert model.training
+
+
+def test_log_probabilities_are_those_of_the_tokens_drawn(prompts):
+    """At the temperature, before any token is left out, for each token of each row, also after rows have left."""
+    model = tiny_model("llama")
+    install(model)
+    torch.manual_seed(0)
+    sampling = Sampling(LIMIT, temperature=0.8, top_k=50, log_probs=True)
+    drawn = generate_completions(model, prompts, [3] * 4, sampling, list(range(40)))
+    for row, completion in enumerate(drawn):
+        prompt = prompts[row // 3]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + completion.tokens])).logits[0, len(prompt) - 1 : -1]
+        wanted = (logits / 0.8).log_softmax(-1).gather(-1, torch.tensor(completion.tokens)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(completion.log_probs), wanted, rtol=1e-4, atol=1e-4)

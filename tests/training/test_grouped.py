@@ -29,7 +29,7 @@ def setting(tmp_path_factory):
     return SimpleNamespace(tokenizer=load_tokenizer(tiny_policy(directory / "policy")), rows=rows, directory=directory)
 
 
-def build(setting, model, budget=None, **changes):
+def build(setting, model, budget=None, rollout_dtype=None, **changes):
     """Our trainer with a budget of tokens, or TRL's without one, for one step of three groups of four."""
     import trl
 
@@ -57,7 +57,8 @@ def build(setting, model, budget=None, **changes):
         "train_dataset": setting.rows,
         "processing_class": setting.tokenizer,
     }
-    trainer = trl.GRPOTrainer(**given) if budget is None else GroupedGRPOTrainer(micro_batch_tokens=budget, **given)
+    sharing = {"micro_batch_tokens": budget, "rollout_dtype": rollout_dtype}
+    trainer = trl.GRPOTrainer(**given) if budget is None else GroupedGRPOTrainer(**sharing, **given)
     # The training loop sets these.
     trainer.current_gradient_accumulation_steps = 1
     trainer.create_optimizer()
@@ -201,6 +202,32 @@ def test_rollouts_belong_to_their_prompts_and_prefill_each_once(setting, monkeyp
     assert logps is None
     stock = build(setting, with_lora(tiny_model("llama")), temperature=1e-4)
     assert completions == stock._generate_single_turn(prompts, None, {}, 2)[0]
+
+
+@pytest.mark.slow
+def test_rollouts_in_another_type_are_weighed_by_their_own_log_probabilities(setting):
+    """Written in bfloat16, a token's ratio is the policy's probability over the writer's; stock PPO's from there on."""
+    model = with_lora(tiny_model("llama", vocab_size=len(setting.tokenizer)))
+    ours = build(setting, model, 10_000, rollout_dtype=torch.bfloat16)
+    ours.model.train()
+    torch.manual_seed(0)
+    rows = [{"prompt": row["prompt"]} for row in setting.rows.select(range(3)) for _ in range(GROUP)]
+    batch = ours._generate_and_score_completions(rows)
+    assert ours._shares
+    written = batch["sampling_per_token_logps"]
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    with torch.no_grad():
+        policy, _, _ = ours._get_per_token_logps_and_entropies(ours.model, ids, mask, written.shape[1])
+    difference = ((policy - written) * batch["completion_mask"]).abs()
+    assert 1e-4 < difference.max() < 0.5
+    seen = {}
+    compute = ours._compute_loss
+    ours._compute_loss = lambda model, inputs: seen.update(inputs) or compute(model, inputs)
+    step(ours, batch)
+    rows = [written.tolist().index(row) for row in seen["old_per_token_logps"].tolist()]
+    assert torch.equal(seen["completion_ids"], batch["completion_ids"][rows])
+    assert {parameter.dtype for parameter in ours.model.parameters()} == {torch.float32}
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ PASSED = {
     "save_steps": (13, "save_steps", 13),
 }
 # `balance` shapes the order of the prompts, the others are the alarms' and the trainer's own; all are tested below.
-USED_ELSEWHERE = {"balance", "alarm_patience", "micro_batch_tokens"}
+USED_ELSEWHERE = {"balance", "alarm_patience", "micro_batch_tokens", "rollout_dtype"}
 
 
 def test_every_setting_of_grpo_is_accounted_for():
@@ -139,12 +139,13 @@ def test_the_rewards_are_the_three_pillars_of_the_rows_records(tmp_path, trainer
 
 def test_the_trainer_gets_its_callbacks_and_its_budget(tmp_path, trainers):
     """Metrics, marks and alarms are attached, with the patience and the budget of tokens asked for."""
-    config = RunConfig(grpo=GrpoConfig(alarm_patience=7, micro_batch_tokens=333))
+    config = RunConfig(grpo=GrpoConfig(alarm_patience=7, micro_batch_tokens=333, rollout_dtype="bfloat16"))
     grpo.train_grpo(None, None, training_rows(["yes"]), config, tmp_path, tmp_path / "metrics.jsonl")
     metrics, marks, alarms = trainers[0].given["callbacks"]
     assert (type(metrics), type(marks), type(alarms)) == (MetricsFile, CompleteCheckpoints, Alarms)
     assert (metrics._phase, alarms._patience) == ("grpo", 7)
     assert trainers[0].given["micro_batch_tokens"] == 333
+    assert trainers[0].given["rollout_dtype"] == torch.bfloat16
 
 
 # --- TRL's loss with our log-probabilities -----------------------------------------------------------------------

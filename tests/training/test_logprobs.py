@@ -71,6 +71,23 @@ def test_gradients_equal_the_full_logits_computation(temperature, softcap, scale
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize(("temperature", "softcap", "scale"), SETTINGS)
+def test_a_frozen_head_gives_the_same_values_and_gradients(temperature, softcap, scale, with_bias, monkeypatch):
+    """Where only the hidden states are trained, N x H numbers are kept, and values and gradient stay exact."""
+    monkeypatch.setattr(logprobs, "TOKENS_AT_ONCE", 17)
+    hidden, weight, bias, targets = problem(40, with_bias)
+    frozen = [None if leaf is None else leaf.detach() for leaf in (weight, bias)]
+    ours = LogProbabilities.apply(hidden, *frozen, targets, temperature, 8192, softcap, scale)
+    expected = textbook(hidden, weight, bias, targets, temperature, softcap, scale)
+    for got, wanted in zip(ours, expected, strict=True):
+        torch.testing.assert_close(got, wanted.to(got.dtype), rtol=1e-5, atol=1e-5)
+    weights = torch.linspace(-1.0, 2.0, 40)
+    got, wanted = (torch.autograd.grad((weights * values[0]).sum(), hidden)[0] for values in (ours, expected))
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert [value.requires_grad for value in ours] == [True, False, False, False, False]
+
+
 def test_results_do_not_depend_on_how_tokens_are_chunked(monkeypatch):
     """Tokens are cut into chunks to save memory; the values, their order and the gradients stay the same."""
     *leaves, targets = problem(23)
