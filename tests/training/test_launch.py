@@ -268,7 +268,7 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path, instead, monkeypatch
 
 def test_a_running_training_is_seen(tmp_path, instead):
     """What the tests around take for "no process left" is true only when there is none: a running one is found."""
-    instead('(directory / \'metrics.jsonl\').write_text(\'{"phase": "grpo", "step": 1}\\n\'); time.sleep(0.2)' + FINISH)
+    instead('(directory / \'metrics.jsonl\').write_text(\'{"phase": "grpo", "step": 1}\\n\'); time.sleep(2)' + FINISH)
     seen = []
     launch.run(RunConfig(), tmp_path, tmp_path, lambda row: seen.extend(processes(tmp_path)))
     assert len(seen) == 1
