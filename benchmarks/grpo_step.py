@@ -1,4 +1,4 @@
-"""One GRPO step of plain TRL against one of ours: same model, prompts and sizes, alternating in one run.
+"""One GRPO step of plain TRL against ours: same model, prompts and sizes, alternating in one run.
 
     python -m benchmarks.grpo_step --quick
     python -m benchmarks.grpo_step --json grid.json --plot docs/performance.png
@@ -15,12 +15,13 @@ import os
 import statistics
 import tempfile
 from collections import defaultdict
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.step_worker import PHASES, Case, Setup, Worker
+from benchmarks.step_worker import OURS, OURS_BFLOAT16, PHASES, SIDES, STOCK, Case, Setup, Worker
 
 GROUPS, PROMPT_LENGTHS, COMPLETION_LENGTHS = (2, 4, 8, 16), (100, 400, 900), (64, 128)
 WARM_STEPS = 1
@@ -41,7 +42,6 @@ def main() -> None:
             base=options.base,
             records=options.pubmedqa,
             budget=options.micro_batch_tokens,
-            rollout_dtype=options.rollout_dtype,
             micro_batch=options.micro_batch,
             folder=folder,
         )
@@ -58,24 +58,25 @@ def main() -> None:
 def table(results: list[dict[str, Any]]) -> str:
     """The results as a Markdown table."""
     lines = [
-        "| G | prompt | completion | step ratio (min to max) | prefill | decode | forward | backward | memory ratio |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| G | prompt | completion | step ratio (min to max) | with bfloat16 rollout | prefill | decode | forward "
+        "| backward | memory ratio |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        case, ratio = result["case"], result["step_ratio"]
+        case, ratio, other = result["case"], result["step_ratio"], result["step_ratio_bfloat16_rollout"]
         phases = " | ".join(f"{result['phase_ratio'][name]:.1f}" for name in PHASES[:4])
         lines.append(
-            f"| {case['group']} | {case['prompt']} | {case['completion']} | {ratio['median']:.2f} "
-            f"({ratio['min']:.2f} to {ratio['max']:.2f}) | {phases} | {result['memory_ratio']:.1f} |"
+            f"| {case['group']} | {case['prompt']} | {case['completion']} | {ratio['median']:.2f} ({ratio['min']:.2f} to "
+            f"{ratio['max']:.2f}) | {other['median']:.2f} | {phases} | {result['memory_ratio']:.1f} |"
         )
     return "\n".join(lines)
 
 
 def compare(setup: Setup, case: Case, pairs: int) -> dict[str, Any]:
-    """Alternate steps of both sides; medians, spread, split, memory and the largest difference of a gradient."""
-    with Worker(setup, case, "trl") as stock, Worker(setup, case, "medgrpo") as ours:
-        sides = {"trl": stock, "medgrpo": ours}
-        rollout = stock.ask("rollout")
+    """Alternate steps of all sides; medians, spread, split, memory and the largest difference of a gradient."""
+    with ExitStack() as stack:
+        sides = {name: stack.enter_context(Worker(setup, case, name)) for name in SIDES}
+        rollout = sides[STOCK].ask("rollout")
         gradients = {name: side.ask("gradients", rollout) for name, side in sides.items()}
         steps: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
         for number in range(WARM_STEPS + pairs):
@@ -84,8 +85,8 @@ def compare(setup: Setup, case: Case, pairs: int) -> dict[str, Any]:
                 if number >= WARM_STEPS:
                     steps[name].append(measured)
         memory = {name: side.ask("peak_memory") for name, side in sides.items()}
-        peak = ours.ask("matmul_peak")
-    return _summary(case, steps, memory, _largest_difference(gradients["trl"], gradients["medgrpo"]), peak)
+        peak = sides[OURS].ask("matmul_peak")
+    return _summary(case, steps, memory, _largest_difference(gradients[STOCK], gradients[OURS]), peak)
 
 
 def _summary(
@@ -99,22 +100,29 @@ def _summary(
         side: {name: statistics.median(step[name] for step in measured) for name in measured[0]}
         for side, measured in steps.items()
     }
-    ratios = [a["step"] / b["step"] for a, b in zip(steps["trl"], steps["medgrpo"], strict=True)]
+    ratios = {side: _ratio(steps[STOCK], steps[side]) for side in SIDES[1:]}
     written = case.prompts * case.group * case.completion
-    loss_seconds = median["medgrpo"]["loss forward"] + median["medgrpo"]["backward"]
+    loss_seconds = median[OURS]["loss forward"] + median[OURS]["backward"]
     return {
         "case": asdict(case),
-        "step_ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
-        "phase_ratio": {name: median["trl"][name] / median["medgrpo"][name] for name in PHASES},
-        "memory_ratio": memory["trl"] / memory["medgrpo"],
+        "step_ratio": ratios[OURS],
+        "step_ratio_bfloat16_rollout": ratios[OURS_BFLOAT16],
+        "phase_ratio": {name: median[STOCK][name] / median[OURS][name] for name in PHASES},
+        "memory_ratio": memory[STOCK] / memory[OURS],
         "parity_max_rel": difference,
         "seconds": median,
         "tokens_per_second": {side: written / seconds["step"] for side, seconds in median.items()},
         "peak_memory_gb": memory,
         "matmul_peak_gflops": peak / 1e9,
-        "loss_share_of_peak": median["medgrpo"]["loss_flops"] / loss_seconds / peak,
-        "pairs": len(ratios),
+        "loss_share_of_peak": median[OURS]["loss_flops"] / loss_seconds / peak,
+        "pairs": len(steps[STOCK]),
     }
+
+
+def _ratio(stock: list[dict[str, float]], ours: list[dict[str, float]]) -> dict[str, float]:
+    """How many times faster, pair by pair."""
+    ratios = [a["step"] / b["step"] for a, b in zip(stock, ours, strict=True)]
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
 def _largest_difference(reference: Path, other: Path) -> float:
@@ -136,21 +144,20 @@ def _report(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _line(result: dict[str, Any]) -> str:
-    case, ratio = result["case"], result["step_ratio"]
-    split = {
-        side: ", ".join(f"{name} {seconds[name]:.2f}" for name in PHASES) for side, seconds in result["seconds"].items()
-    }
-    return (
+    case, ratio, other = result["case"], result["step_ratio"], result["step_ratio_bfloat16_rollout"]
+    sides = [
+        f"  {side}: {seconds['step']:.2f} s (" + ", ".join(f"{name} {seconds[name]:.2f}" for name in PHASES) + "), "
+        f"{result['tokens_per_second'][side]:.1f} tokens/s, {result['peak_memory_gb'][side]:.2f} GB"
+        for side, seconds in result["seconds"].items()
+    ]
+    headline = (
         f"{case['prompts']} prompts x G={case['group']}, {case['prompt']} + {case['completion']} tokens: "
         f"step {ratio['median']:.2f} times faster ({ratio['min']:.2f} to {ratio['max']:.2f}, {result['pairs']} pairs), "
+        f"with bfloat16 rollout {other['median']:.2f} ({other['min']:.2f} to {other['max']:.2f}), "
         f"memory {result['memory_ratio']:.2f} times less, gradients differ by {result['parity_max_rel']:.1e}, "
-        f"loss at {result['loss_share_of_peak']:.0%} of the matrix peak\n"
-        + "\n".join(
-            f"  {side}: {result['seconds'][side]['step']:.2f} s ({split[side]}), "
-            f"{result['tokens_per_second'][side]:.1f} tokens/s, {result['peak_memory_gb'][side]:.2f} GB"
-            for side in split
-        )
+        f"loss at {result['loss_share_of_peak']:.0%} of the matrix peak"
     )
+    return "\n".join([headline, *sides])
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:

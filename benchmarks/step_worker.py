@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+SIDES = STOCK, OURS, OURS_BFLOAT16 = ("trl", "medgrpo", "medgrpo, bfloat16 rollout")
 PHASES = ("prefill", "decode", "loss forward", "backward", "optimiser")
 
 
@@ -32,7 +33,6 @@ class Setup:
         base: model name or directory.
         records: PubMedQA's ori_pqal.json, or None for synthetic records.
         budget: our tokens in a micro-batch.
-        rollout_dtype: type of the weights that we generate with.
         micro_batch: TRL's completions in a micro-batch.
         folder: where gradients are exchanged.
     """
@@ -40,7 +40,6 @@ class Setup:
     base: str
     records: Path | None
     budget: int
-    rollout_dtype: str
     micro_batch: int
     folder: str
 
@@ -237,7 +236,7 @@ def _trainer(setup: Setup, case: Case, side: str) -> Any:
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     rows = datasets.Dataset.from_list([{"prompt": text} for text in _prompts(setup, case, tokenizer)])
     completions = case.prompts * case.group
-    micro = completions if side == "medgrpo" else min(setup.micro_batch, completions)
+    micro = min(setup.micro_batch, completions) if side == STOCK else completions
     arguments = trl.GRPOConfig(
         output_dir=setup.folder,
         per_device_train_batch_size=micro,
@@ -265,10 +264,10 @@ def _trainer(setup: Setup, case: Case, side: str) -> Any:
         "train_dataset": rows,
         "processing_class": tokenizer,
     }
-    if side == "medgrpo":
-        dtype = torch.bfloat16 if setup.rollout_dtype == "bfloat16" else None
-        return GroupedGRPOTrainer(micro_batch_tokens=setup.budget, rollout_dtype=dtype, **given)
-    return trl.GRPOTrainer(**given)
+    if side == STOCK:
+        return trl.GRPOTrainer(**given)
+    dtype = torch.bfloat16 if side == OURS_BFLOAT16 else None
+    return GroupedGRPOTrainer(micro_batch_tokens=setup.budget, rollout_dtype=dtype, **given)
 
 
 def _reward(completions: list[str], **_: Any) -> list[float]:

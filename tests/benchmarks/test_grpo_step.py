@@ -23,7 +23,8 @@ def test_a_comparison_of_the_tiny_policy_is_printed_and_saved(tmp_path):
     assert result["parity_max_rel"] < 1e-4
     assert result["memory_ratio"] > 0
     assert result["pairs"] == 2
-    for side in ("trl", "medgrpo"):
+    assert result["step_ratio_bfloat16_rollout"]["median"] > 0
+    for side in ("trl", "medgrpo", "medgrpo, bfloat16 rollout"):
         seconds = result["seconds"][side]
         phases = [seconds[name] for name in ("prefill", "decode", "loss forward", "backward", "optimiser")]
         assert all(phase > 0 for phase in phases)
