@@ -64,10 +64,11 @@ def table(results: list[dict[str, Any]]) -> str:
     ]
     for result in results:
         case, ratio, other = result["case"], result["step_ratio"], result["step_ratio_bfloat16_rollout"]
+        sizes = " | ".join(str(case[name]) for name in ("group", "prompt", "completion"))
         phases = " | ".join(f"{result['phase_ratio'][name]:.1f}" for name in PHASES[:4])
         lines.append(
-            f"| {case['group']} | {case['prompt']} | {case['completion']} | {ratio['median']:.2f} ({ratio['min']:.2f} to "
-            f"{ratio['max']:.2f}) | {other['median']:.2f} | {phases} | {result['memory_ratio']:.1f} |"
+            f"| {sizes} | {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) | {other['median']:.2f} "
+            f"| {phases} | {result['memory_ratio']:.1f} |"
         )
     return "\n".join(lines)
 
