@@ -85,7 +85,7 @@ def evaluate(
     """Predictions, metrics and report (see `medgrpo.evaluation.compare`)."""
     from medgrpo.evaluation.compare import evaluate_training
 
-    answers = config.runs_dir / ARTIFACTS / f"answers-{code_version('medgrpo.evaluation.generate')}"
+    answers = config.runs_dir / ARTIFACTS / f"answers-{code_version('medgrpo.evaluation.generate', 'medgrpo.policies')}"
 
     def fill(directory: Path) -> None:
         evaluate_training(config, data.path, trained.path, directory, answers, on_progress)

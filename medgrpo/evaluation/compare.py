@@ -230,9 +230,10 @@ def _answers(
     from medgrpo.prefix.generation import Sampling
 
     settings = config.evaluation
-    limit, copies, temperature = config.grpo.max_completion_length, 1 + settings.samples, settings.sample_temperature
-    drawn = [copies, temperature, settings.seed] if settings.samples else []
-    path = cache / f"{model.name}-{fingerprint([model.identity(), limit, *drawn])}.jsonl"
+    copies, temperature = 1 + settings.samples, settings.sample_temperature if settings.samples else 0.0
+    sampling = Sampling(config.grpo.max_completion_length, temperature, first_greedy=True)
+    drawn = [copies, asdict(sampling), settings.seed if settings.samples else None]
+    path = cache / f"{model.name}-{fingerprint([model.identity(), drawn])}.jsonl"
     prompts = {record.id: render_prompt(record) for record in records}
     digests = {record_id: fingerprint(prompt) for record_id, prompt in prompts.items()}
     known = _read_answers(path, digests)
@@ -251,7 +252,6 @@ def _answers(
                 on_progress(model.name, len(known), len(records))
 
             seed_sampling(settings.seed)
-            sampling = Sampling(limit, temperature if settings.samples else 0.0, first_greedy=True)
             asked = [prompts[record.id] for record in missing]
             sample(weights, tokenizer, asked, copies, sampling, settings.batch_tokens, keep)
     return [known[record.id] for record in records]

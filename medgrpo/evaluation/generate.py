@@ -71,7 +71,8 @@ def sample(
         for messages in prompts
     ]
     answers: list[dict[int, Generation]] = [{} for _ in prompts]
-    lengths = [len(ids) for ids in encoded]
+    # Where prompts are shared, a prompt is there once, however many answers it gets.
+    lengths = [len(ids) * (1 if complete is _complete_shared else copies) for ids in encoded]
     for batch in length_batches(lengths, copies * sampling.max_new_tokens, batch_tokens):
 
         def keep(row: int, ids: list[int], batch: list[int] = batch) -> None:
@@ -129,7 +130,8 @@ def _transformers_generate(model: Any, inputs: Any, max_new_tokens: int, options
 
     inputs = inputs.to(model.device)
     with torch.inference_mode():
-        output = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
+        # A model's own generation settings may penalise repetition, which would be another policy.
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, repetition_penalty=1.0, **options)
     completions: list[list[int]] = output[:, inputs["input_ids"].shape[1] :].tolist()
     return completions
 

@@ -35,8 +35,13 @@ def folded_adapters(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cast_weights(model: Any, dtype: torch.dtype | None) -> Iterator[None]:
-    """Run with all weights in another type (None: as they are); the very same tensors are back afterwards."""
-    kept = [(parameter, parameter.data) for parameter in model.parameters() if parameter.is_floating_point()]
+    """Run with the frozen weights in another type (None: as they are); the very same tensors are back afterwards.
+
+    Trained ones stay: a parameter whose type changes loses the gradient hooks that data-parallel training puts on it.
+    Those of a folded adapter are not read anyway.
+    """
+    frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
+    kept = [(parameter, parameter.data) for parameter in frozen]
     try:
         if dtype is not None:
             for parameter, weight in kept:

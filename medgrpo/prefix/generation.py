@@ -231,8 +231,7 @@ def _prefill(
         logits_to_keep=ends,
         **layout_inputs(packing, packing.positions()),
     )
-    layers: list[Any] = [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr]
-    return _PrefixCache(layers, lengths, prompt_of, max_new_tokens), output.logits[0]
+    return _PrefixCache(cache.layers, lengths, prompt_of, max_new_tokens), output.logits[0]
 
 
 class _PrefixCache(Cache):
@@ -244,13 +243,13 @@ class _PrefixCache(Cache):
 
     def __init__(
         self,
-        packed: "list[tuple[Tensor, Tensor]]",
+        packed: list[Any],
         lengths: Sequence[int],
         prompt_of: Sequence[int],
         max_new_tokens: int,
     ) -> None:
         super().__init__(layers=[])
-        device = packed[0][0].device
+        device = packed[0].keys.device
         self._limit = max_new_tokens
         self._lengths = torch.tensor(lengths, device=device)
         self._prompt_of = torch.tensor(prompt_of, device=device)
@@ -260,7 +259,8 @@ class _PrefixCache(Cache):
         capacity = min(FIRST_CAPACITY, max_new_tokens)
         while packed:
             # The packed original of a layer is freed as soon as it has been spread out.
-            keys, values = packed.pop(0)
+            layer = packed.pop(0)
+            keys, values = layer.keys, layer.values
             spread = [_spread(states, lengths) for states in (keys, values)]
             self._prefix.append((spread[0].transpose(2, 3).contiguous(), spread[1]))
             shape = (len(prompt_of), keys.shape[1], capacity, keys.shape[3])

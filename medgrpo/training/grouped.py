@@ -3,10 +3,10 @@
 TRL's GRPOTrainer generates a prompt G times side by side, and trains on it G times. `GroupedGRPOTrainer` overrides the
 three methods where that happens: generation prefills a prompt once; log-probabilities of policy, old policy and
 reference come from one packed row per group; and a step is cut into micro-batches by a budget of tokens, leaving out
-completions that teach nothing. Loss, advantages, clipping and logging stay TRL's.
+completions that teach nothing. Loss, advantages and clipping stay TRL's; logged entropies and clip ratios are means
+over the micro-batches, without the completions left out.
 """
 
-import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
@@ -42,7 +42,12 @@ class GroupedGRPOTrainer(GRPOTrainer):
         super().__init__(*args, **options)
         self._budget = micro_batch_tokens
         self._rollout_dtype = rollout_dtype
+        if self._entropy_bonus_enabled:
+            raise ValueError("an entropy bonus would have no gradient: none is kept for it under a frozen head.")
         self._shares = self._can_share()
+        # These terms are computed over a whole batch, and several processes exchange numbers in every loss.
+        whole = self.accelerator.num_processes > 1 or self.aux_loss_enabled or self.top_entropy_quantile < 1
+        self._cuts_steps = not whole
         lora.install(self.accelerator.unwrap_model(self.model))
 
     def _can_share(self) -> bool:
@@ -51,17 +56,19 @@ class GroupedGRPOTrainer(GRPOTrainer):
         if any(getattr(adapter, "lora_dropout", 0) for adapter in adapters):
             log_unshared("dropout in the adapter would fall on the one copy of a prompt instead of on each")
             return False
-        if self._entropy_bonus_enabled:
-            raise ValueError("an entropy bonus would have no gradient: none is kept for it under a frozen head.")
         if self.aux_loss_enabled:
             log_unshared("the balancing loss of its experts counts each copy of a prompt")
+            return False
+        if any(map(_has_dropout, models)):
+            log_unshared("the model's own dropout would fall on the one copy of a prompt instead of on each")
             return False
         return all(prepare(model) for model in models)
 
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any, *args: Any, **options: Any
     ) -> Any:
-        if not self._shares or self.use_vllm or self.use_transformers_continuous_batching or self.min_p:
+        other = self.use_vllm or self.use_transformers_continuous_batching or self.min_p or self.args.generation_kwargs  # type: ignore[attr-defined]
+        if not self._shares or other:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **options)
         groups = _by_prompt(prompt_ids)
         sampling = Sampling(
@@ -82,7 +89,9 @@ class GroupedGRPOTrainer(GRPOTrainer):
             cast_weights(model, self._rollout_dtype),
         ):
             prompts, counts = list(groups), [len(rows) for rows in groups.values()]
-            generated = generate_completions(model, prompts, counts, sampling, self.eos_token_ids)
+            # The model inside the adapter's wrapper: training's autocast is on the wrapper.
+            inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+            generated = generate_completions(inner, prompts, counts, sampling, self.eos_token_ids)
         order = [row for rows in groups.values() for row in rows]
         completions = [completion for _, completion in sorted(zip(order, generated, strict=True), key=itemgetter(0))]
         log_probs = [completion.log_probs for completion in completions] if sampling.log_probs else None
@@ -155,21 +164,19 @@ class GroupedGRPOTrainer(GRPOTrainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward over the step's micro-batches; the sum of their losses is TRL's loss of the step."""
+        if not self._cuts_steps:
+            return super().training_step(model, inputs, num_items_in_batch)
         started = time.perf_counter()
         model.train()
         batch = dict(self._prepare_inputs(inputs))
         if "sampling_per_token_logps" in batch and not self.use_vllm:
             batch["old_per_token_logps"] = batch["sampling_per_token_logps"]
         total = torch.zeros((), device=self.accelerator.device)
-        chunks = self._micro_batches(batch)
-        for number, rows in enumerate(chunks, start=1):
+        for rows in self._micro_batches(batch):
             micro_batch = {name: _rows_of(value, rows, len(batch["advantages"])) for name, value in batch.items()}
-            # Gradients are exchanged between processes once, after the last.
-            alone = self.accelerator.no_sync(model) if number < len(chunks) else contextlib.nullcontext()
-            with alone:
-                with self.compute_loss_context_manager():
-                    loss = self.compute_loss(model, micro_batch) * self._share(batch, rows)
-                self.accelerator.backward(loss)
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(model, micro_batch) * self._share(batch, rows)
+            self.accelerator.backward(loss)
             total += loss.detach()
         _fill_gradients(model)
         self._step += 1
@@ -180,12 +187,9 @@ class GroupedGRPOTrainer(GRPOTrainer):
         """Rows of each micro-batch, without those whose gradient is exactly zero."""
         mask = batch["completion_mask"]
         teaches = mask.any(1)
-        if self.beta == 0 and not self._entropy_bonus_enabled:
+        if self.beta == 0:
             teaches &= batch["advantages"] != 0
         kept = teaches.nonzero()[:, 0].tolist()
-        if not kept and self.accelerator.num_processes > 1:
-            # The other processes wait for this one's gradients.
-            kept = [0]
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         rows = _tokens(ids, torch.cat([batch["prompt_mask"], mask], 1), mask.shape[1])
         padded = None if self._shares else ids.shape[1]
@@ -199,6 +203,11 @@ class GroupedGRPOTrainer(GRPOTrainer):
             mask = batch["completion_mask"]
             return float(mask[rows].sum().clamp(min=1) / mask.sum().clamp(min=1))
         return 1.0
+
+
+def _has_dropout(model: Any) -> bool:
+    layers = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    return layers or bool(getattr(model.config, "attention_dropout", 0))
 
 
 def _by_prompt(prompts: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:

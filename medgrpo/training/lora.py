@@ -20,7 +20,7 @@ def install(model: Any) -> None:
 
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, Linear)]
     for layer in layers:
-        if layer.forward.__func__ is Linear.forward:
+        if getattr(layer.forward, "__func__", None) is Linear.forward:
             layer.forward = MethodType(_forward, layer)
 
 

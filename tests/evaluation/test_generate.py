@@ -107,7 +107,7 @@ def test_generation_is_greedy_and_capped():
     """Nothing is sampled, and no completion is longer than the cap."""
     model = Scripted(REPLIES)
     generate(model, Letters(), [[10]], 5, 1000)
-    assert model.asked[0].settings == {"max_new_tokens": 5, "do_sample": False}
+    assert model.asked[0].settings == {"max_new_tokens": 5, "do_sample": False, "repetition_penalty": 1.0}
 
 
 def test_no_prompts_give_no_answers():

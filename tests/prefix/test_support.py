@@ -40,6 +40,16 @@ def test_a_difference_in_the_numbers_is_found(family, change, monkeypatch, caplo
     assert "its logits would differ by" in caplog.text
 
 
+def test_logits_that_are_not_numbers_are_a_difference(monkeypatch, caplog):
+    """A decoding that overflows is found out, though no comparison with NaN is ever true."""
+    from medgrpo.prefix import support
+
+    decoded = support._decoded
+    monkeypatch.setattr(support, "_decoded", lambda *args: decoded(*args) * float("nan"))
+    assert not prepare(tiny_model("llama"))
+    assert "differ by nan" in caplog.text
+
+
 def test_soft_capped_scores_are_told_from_sdpa(caplog):
     """Gemma 2 caps its scores, which transformers' SDPA leaves out; the two differ, so nothing is shared."""
     model = tiny_model("llama")

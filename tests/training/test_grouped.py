@@ -231,13 +231,16 @@ def test_rollouts_in_another_type_are_weighed_by_their_own_log_probabilities(set
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reason", ["dropout", "attention"])
+@pytest.mark.parametrize("reason", ["dropout", "the model's own dropout", "attention"])
 def test_what_cannot_be_shared_exactly_takes_trls_path(setting, reason, caplog):
     """With dropout in the adapter, or another attention, loss and gradients are TRL's because TRL computes them."""
 
     def make():
-        model = tiny_model("llama", **({"attn_implementation": "eager"} if reason == "attention" else {}))
-        model = with_lora(model)
+        changes = {
+            "attention": {"attn_implementation": "eager"},
+            "the model's own dropout": {"attention_dropout": 1e-9},
+        }
+        model = with_lora(tiny_model("llama", **changes.get(reason, {})))
         if reason == "dropout":
             model.peft_config["default"].lora_dropout = 0.1
         return model
@@ -251,6 +254,32 @@ def test_what_cannot_be_shared_exactly_takes_trls_path(setting, reason, caplog):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
     for name, gradient in wanted.items():
         torch.testing.assert_close(got[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_rollouts_are_not_in_trainings_autocast(setting):
+    """With training in bfloat16 autocast, completions are written by the float32 policy."""
+    model = with_lora(tiny_model("llama"))
+    ours = build(setting, model, 10_000, bf16=True)
+    ours.model = ours.accelerator.prepare_model(ours.model)
+    seen = []
+    head = model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    ours._generate_single_turn([[5, 6, 7], [5, 6, 7]], None, {}, 2)
+    hook.remove()
+    assert set(seen) == {torch.float32}
+    assert step(ours, rollouts(ours))[0].isfinite()
+
+
+@pytest.mark.slow
+def test_terms_of_a_whole_batch_are_not_cut(setting):
+    """Where TRL exchanges or computes over a whole batch, its own step runs, on shared prompts, with its gradients."""
+    stock, ours = (build(setting, with_lora(tiny_model("llama")), b, top_entropy_quantile=0.5) for b in (None, 40))
+    batch = rollouts(stock)
+    (expected, wanted), (loss, got) = step(stock, batch), step(ours, batch)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-6)
+    for name, gradient in wanted.items():
+        assert (got[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-8, name
 
 
 def test_chunks_hold_every_row_once_within_the_budget():
