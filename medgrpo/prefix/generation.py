@@ -92,8 +92,8 @@ class Sampling:
 
 
 @dataclass
-class Completion:
-    """Token ids, a stop token included, and their log-probabilities where they are kept."""
+class Rollout:
+    """One completion: token ids, a stop token included, and their log-probabilities where they are kept."""
 
     tokens: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
@@ -106,7 +106,7 @@ def generate_completions(
     sampling: Sampling,
     stops: Sequence[int],
     on_row: OnRow = lambda row, tokens: None,
-) -> list[Completion]:
+) -> list[Rollout]:
     """Complete each prompt as often as asked.
 
     Args:
@@ -135,10 +135,10 @@ def evaluation_mode(model: Any) -> Iterator[None]:
         model.train(training)
 
 
-def _complete(batch: "Batch", sampling: Sampling, stops: Sequence[int], on_row: OnRow) -> list[Completion]:
+def _complete(batch: "Batch", sampling: Sampling, stops: Sequence[int], on_row: OnRow) -> list[Rollout]:
     ending = torch.tensor(list(stops), device=batch.first_logits.device)
     processors = sampling.processors()
-    completions = [Completion() for _ in batch.rows]
+    completions = [Rollout() for _ in batch.rows]
     logits = batch.first_logits
     for step in range(sampling.max_new_tokens):
         history = batch.history(completions) if sampling.repetition_penalty != 1 else None
@@ -173,7 +173,7 @@ class Batch:
         firsts = {self._prompt_of_row.index(prompt) for prompt in range(len(self._prompts))}
         return torch.tensor([row in firsts for row in self.rows], device=self._model.device)
 
-    def write(self, completions: Sequence[Completion], tokens: Tensor, log_probs: Sequence[float]) -> None:
+    def write(self, completions: Sequence[Rollout], tokens: Tensor, log_probs: Sequence[float]) -> None:
         """Append the [rows] tokens to the completions of the rows that have not ended."""
         for place, token in enumerate(tokens.tolist()):
             if self.live[place]:
@@ -188,7 +188,7 @@ class Batch:
             self.live[place] = False
         return [self.rows[place] for place in ended]
 
-    def history(self, completions: Sequence[Completion]) -> Tensor:
+    def history(self, completions: Sequence[Rollout]) -> Tensor:
         """[rows, L] all tokens of each row, filled up on the left with one that it holds."""
         held = [[*self._prompts[self._prompt_of_row[row]], *completions[row].tokens] for row in self.rows]
         longest = max(map(len, held))
