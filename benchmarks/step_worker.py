@@ -99,11 +99,11 @@ class _Side:
         _reset_peak_memory()
 
     def rollout(self) -> Path:
-        """Generate and score one batch, and leave it in a file for all sides."""
+        """Generate and score one batch, and leave it in a file."""
         import torch
 
         batch = self.trainer._generate_and_score_completions(next(self.batches))
-        path = Path(self.setup.folder) / "rollout.pt"
+        path = Path(self.setup.folder) / f"{self.side} rollout.pt"
         torch.save({name: value.cpu() for name, value in batch.items()}, path)
         return path
 
