@@ -381,7 +381,8 @@ def _assert_resumed(config: RunConfig, summary: Summary, halfway: Halfway) -> No
     kept = [row for row in halfway.rows if row["phase"] == "warmup" or row["step"] <= halfway.checkpoint]
     assert rows[: len(kept)] == kept
     again = [row for row in rows if row["phase"] == "grpo" and row not in halfway.rows]
-    assert again[0]["step"] == halfway.checkpoint + 1
+    # Between the look at the files and its end the training may have finished the step it was in.
+    assert halfway.checkpoint < again[0]["step"] <= halfway.rows[-1]["step"] + 1
     assert again[-1]["step"] == KILLED_STEPS
     assert sum(row["phase"] == "warmup" for row in rows) == sum(row["phase"] == "warmup" for row in kept)
     assert summary["mlflow_run_id"] == halfway.mlflow_run
