@@ -7,14 +7,14 @@ Both answer the same cases with the same float32 model, alternating in blocks; t
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import positive, ratios
+
 BATCH = 16
-BATCH_TOKENS = 16384
 
 
 def main() -> None:
@@ -43,10 +43,9 @@ def main() -> None:
             f"{len(block)} cases: " + ", ".join(f"{name} {times[-1]:.1f} s" for name, times in seconds.items()),
             flush=True,
         )
-    ratios = [a / b for a, b in zip(seconds["transformers"], seconds["medgrpo"], strict=True)]
     result = {
         "cases": len(prompts),
-        "throughput_ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+        "throughput_ratio": ratios(seconds["transformers"], seconds["medgrpo"]),
         "same_text": same,
         "seconds": {name: sum(times) for name, times in seconds.items()},
     }
@@ -72,18 +71,20 @@ def _transformers(model: Any, tokenizer: Any, prompts: Sequence[Any], new_tokens
 
 
 def _medgrpo(model: Any, tokenizer: Any, prompts: Sequence[Any], new_tokens: int) -> list[str]:
+    from medgrpo.config import EvaluationConfig
     from medgrpo.evaluation.generate import generate
 
-    return [answer.text for answer in generate(model, tokenizer, prompts, new_tokens, BATCH_TOKENS)]
+    budget = EvaluationConfig().batch_tokens
+    return [answer.text for answer in generate(model, tokenizer, prompts, new_tokens, budget)]
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.answers", description=__doc__.split("\n")[0])
     parser.add_argument("--pubmedqa", type=Path, help="ori_pqal.json; unset, synthetic records")
     parser.add_argument("--model", type=Path, help="model directory; unset, the embedded base model")
-    parser.add_argument("--cases", type=int, default=100, help="number of cases")
-    parser.add_argument("--blocks", type=int, default=3, help="parts in which the two take turns")
-    parser.add_argument("--new-tokens", type=int, default=160, help="cap on an answer")
+    parser.add_argument("--cases", type=positive, default=100, help="number of cases")
+    parser.add_argument("--blocks", type=positive, default=3, help="parts in which the two take turns")
+    parser.add_argument("--new-tokens", type=positive, default=160, help="cap on an answer")
     return parser.parse_args()
 
 

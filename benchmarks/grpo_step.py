@@ -21,6 +21,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from benchmarks import positive, ratios
 from benchmarks.step_worker import OURS, OURS_BFLOAT16, PHASES, SIDES, STOCK, Case, Setup, Worker
 
 GROUPS, PROMPT_LENGTHS, COMPLETION_LENGTHS = (2, 4, 8, 16), (100, 400, 900), (64, 128)
@@ -99,13 +100,13 @@ def _summary(
         side: {name: statistics.median(step[name] for step in measured) for name in measured[0]}
         for side, measured in steps.items()
     }
-    ratios = {side: _ratio(steps[STOCK], steps[side]) for side in SIDES[1:]}
+    whole = {side: [step["step"] for step in measured] for side, measured in steps.items()}
     written = case.prompts * case.group * case.completion
     loss_seconds = median[OURS]["loss forward"] + median[OURS]["backward"]
     return {
         "case": asdict(case),
-        "step_ratio": ratios[OURS],
-        "step_ratio_bfloat16_rollout": ratios[OURS_BFLOAT16],
+        "step_ratio": ratios(whole[STOCK], whole[OURS]),
+        "step_ratio_bfloat16_rollout": ratios(whole[STOCK], whole[OURS_BFLOAT16]),
         "phase_ratio": {name: median[STOCK][name] / median[OURS][name] for name in PHASES},
         "memory_ratio": memory[STOCK] / memory[OURS],
         "parity_max_rel": difference,
@@ -116,12 +117,6 @@ def _summary(
         "loss_share_of_peak": median[OURS]["loss_flops"] / loss_seconds / peak,
         "pairs": len(steps[STOCK]),
     }
-
-
-def _ratio(stock: list[dict[str, float]], ours: list[dict[str, float]]) -> dict[str, float]:
-    """How many times faster, pair by pair."""
-    ratios = [a["step"] / b["step"] for a, b in zip(stock, ours, strict=True)]
-    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
 def _largest_difference(reference: Path, other: Path) -> float:
@@ -185,16 +180,13 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.grpo_step", description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="the headline case alone, in minutes")
     parser.add_argument("--grid", action="store_true", help="all group sizes, prompt and completion lengths")
-    parser.add_argument("--group", type=int, default=4, help="completions per prompt")
-    parser.add_argument("--prompt", type=int, default=400, help="tokens of a prompt")
-    parser.add_argument("--completion", type=int, default=64, help="tokens of a completion")
-    parser.add_argument("--prompts", type=int, default=4, help="distinct prompts in a step")
-    parser.add_argument("--pairs", type=int, default=5, help="counted steps of each side")
-    parser.add_argument("--micro-batch", type=int, default=4, help="TRL's completions per micro-batch")
-    parser.add_argument("--micro-batch-tokens", type=int, default=1024, help="our tokens per micro-batch")
-    parser.add_argument(
-        "--rollout-dtype", choices=("float32", "bfloat16"), default="float32", help="ours; TRL's: float32"
-    )
+    parser.add_argument("--group", type=positive, default=4, help="completions per prompt")
+    parser.add_argument("--prompt", type=positive, default=400, help="tokens of a prompt")
+    parser.add_argument("--completion", type=positive, default=64, help="tokens of a completion")
+    parser.add_argument("--prompts", type=positive, default=4, help="distinct prompts in a step")
+    parser.add_argument("--pairs", type=positive, default=5, help="counted steps of each side")
+    parser.add_argument("--micro-batch", type=positive, default=4, help="TRL's completions per micro-batch")
+    parser.add_argument("--micro-batch-tokens", type=positive, default=1024, help="our tokens per micro-batch")
     parser.add_argument("--base", default="smollm2-135m-instruct", help="model name or directory")
     parser.add_argument(
         "--pubmedqa", type=Path, default=_from_environment(), help="ori_pqal.json; else synthetic records"

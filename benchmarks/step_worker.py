@@ -2,14 +2,17 @@
 
 import gc
 import multiprocessing
+import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from medgrpo.training.launch import CHILD_ENVIRONMENT
 
 SIDES = STOCK, OURS, OURS_BFLOAT16 = ("trl", "medgrpo", "medgrpo, bfloat16 rollout")
 PHASES = ("prefill", "decode", "loss forward", "backward", "optimiser")
@@ -47,13 +50,15 @@ class Setup:
 class Worker:
     """One side in a process of its own, asked through a pipe."""
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, setup: Setup, case: Case, side: str) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, self._there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(self._there, *args), daemon=True)
+        self._process = context.Process(target=_serve, args=(self._there, setup, case, side), daemon=True)
+        self._environment = {} if side == STOCK else CHILD_ENVIRONMENT
 
     def __enter__(self) -> "Worker":
-        self._process.start()
+        with _environment(self._environment):
+            self._process.start()
         self._there.close()
         return self
 
@@ -62,18 +67,38 @@ class Worker:
         try:
             self._pipe.send((method, args))
             return self._pipe.recv()
-        except (EOFError, BrokenPipeError):
+        except (EOFError, BrokenPipeError, ConnectionResetError):
             self._process.join()
-            sys.exit(f"one side ended with exit code {self._process.exitcode}; what it said is above.")
+            # A side that stopped for a reason has said it.
+            sys.exit(self._process.exitcode or "one side ended without a word.")
 
     def __exit__(self, *_: Any) -> None:
         self._process.terminate()
         self._process.join()
 
 
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """What processes started meanwhile find in their environment."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    yield
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+
+
 def _serve(pipe: Any, setup: Setup, case: Case, side: str) -> None:
     """Answer what is asked until the parent ends this process."""
-    bench = _Side(setup, case, side)
+    from medgrpo.errors import MedgrpoError
+
+    try:
+        bench = _Side(setup, case, side)
+    except MedgrpoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     while True:
         method, args = pipe.recv()
         pipe.send(getattr(bench, method)(*args))

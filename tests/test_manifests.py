@@ -1,7 +1,6 @@
 """Artifact directories are whole or absent."""
 
 import errno
-import io
 import threading
 import time
 from pathlib import Path
@@ -163,15 +162,11 @@ def test_write_json_replaces_whole_files(tmp_path: Path) -> None:
 def test_write_json_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that is full in the middle of a file leaves neither file nor temporary file."""
 
-    def full(*_: object) -> int:
+    def full(path: Path, text: str, **_: object) -> int:
+        path.write_bytes(text[:1].encode())
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    class Full(io.StringIO):
-        name = str(tmp_path / "temporary")
-        write = full
-
-    Path(Full.name).touch()
-    monkeypatch.setattr("tempfile.NamedTemporaryFile", lambda *_, **__: Full())
+    monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(InputError, match="no space left"), friendly_disk_errors(tmp_path):
         write_json(tmp_path / "a.json", {})
     assert list(tmp_path.iterdir()) == []

@@ -63,6 +63,7 @@ def sample(
     """
     if not prompts:
         return []
+    from medgrpo.prefix.linear import reordered_weights
     from medgrpo.prefix.support import prepare
 
     complete = _complete_shared if prepare(model) else _complete_padded
@@ -73,15 +74,16 @@ def sample(
     answers: list[dict[int, Generation]] = [{} for _ in prompts]
     # Where prompts are shared, a prompt is there once, however many answers it gets.
     lengths = [len(ids) * (1 if complete is _complete_shared else copies) for ids in encoded]
-    for batch in length_batches(lengths, copies * sampling.max_new_tokens, batch_tokens):
+    with reordered_weights(model):
+        for batch in length_batches(lengths, copies * sampling.max_new_tokens, batch_tokens):
 
-        def keep(row: int, ids: list[int], batch: list[int] = batch) -> None:
-            index = batch[row // copies]
-            answers[index][row % copies] = _generation(ids, tokenizer)
-            if len(answers[index]) == copies:
-                on_answers(index, _in_order(answers[index]))
+            def keep(row: int, ids: list[int], batch: list[int] = batch) -> None:
+                index = batch[row // copies]
+                answers[index][row % copies] = _generation(ids, tokenizer)
+                if len(answers[index]) == copies:
+                    on_answers(index, _in_order(answers[index]))
 
-        complete(model, tokenizer, [encoded[i] for i in batch], copies, sampling, keep)
+            complete(model, tokenizer, [encoded[i] for i in batch], copies, sampling, keep)
     return [_in_order(of_prompt) for of_prompt in answers]
 
 

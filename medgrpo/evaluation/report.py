@@ -7,7 +7,6 @@ This module turns results into words and rows; `report.html.j2` lays them out; `
 """
 
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from medgrpo.completions import VERDICTS
 from medgrpo.evaluation import plots
+from medgrpo.manifests import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -80,14 +80,7 @@ def render_report(run: Row, metrics: Row, cases: Sequence[Row], training: Sequen
 
 def write_report(path: Path, run: Row, metrics: Row, cases: Sequence[Row], training: Sequence[Row]) -> Path:
     """Write the report to `path`, whole or not at all; returns the path. Arguments as for `render_report`."""
-    page = render_report(run, metrics, cases, training)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(page, encoding="utf-8", newline="\n")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(path, render_report(run, metrics, cases, training))
     return path
 
 

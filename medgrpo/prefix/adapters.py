@@ -23,8 +23,7 @@ def folded_adapters(model: Any) -> Iterator[None]:
         for layer in layers:
             replaced.append((layer, layer.base_layer.weight.data))
             for name in _active(layer):
-                with torch.no_grad():
-                    layer.base_layer.weight.data = layer.base_layer.weight.data + layer.get_delta_weight(name)
+                layer.base_layer.weight.data = _folded(layer, name)
                 layer.merged_adapters.append(name)
         yield
     finally:
@@ -61,6 +60,13 @@ def is_plain(layer: Any) -> bool:
     base, names = layer.base_layer, _active(layer)
     frozen = type(base) is torch.nn.Linear and base.weight.dtype == torch.float32 and not base.weight.requires_grad
     return frozen and not any(name in layer.lora_variant or layer.lora_bias[name] for name in names)
+
+
+@torch.no_grad()
+def _folded(layer: Any, name: str) -> torch.Tensor:
+    """W + s·B·A, in one pass over the weight."""
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    return torch.addmm(layer.base_layer.weight.data, b, a, alpha=layer.scaling[name])
 
 
 def _foldable(layer: Any) -> bool:

@@ -20,6 +20,7 @@ from trl.models import unwrap_model_for_generation
 from medgrpo.prefix.adapters import cast_weights, folded_adapters
 from medgrpo.prefix.attention import Packing, layout_inputs
 from medgrpo.prefix.generation import Sampling, generate_completions
+from medgrpo.prefix.linear import reordered_weights
 from medgrpo.prefix.support import log_unshared, prepare
 from medgrpo.training import lora
 
@@ -87,6 +88,7 @@ class GroupedGRPOTrainer(GRPOTrainer):
             ) as model,
             folded_adapters(model),
             cast_weights(model, self._rollout_dtype),
+            reordered_weights(model),
         ):
             prompts, counts = list(groups), [len(rows) for rows in groups.values()]
             # The model inside the adapter's wrapper: training's autocast is on the wrapper.

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from medgrpo.prefix.linear import linear
+
 OUTPUTS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 # Tokens whose logits are held at once: 512 x 49,152 float32 logits are 100 MB.
 TOKENS_AT_ONCE = 512
@@ -74,7 +76,8 @@ class _Head:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[N, V] from [N, H]."""
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias).float()
+        product = torch.nn.functional.linear if torch.is_grad_enabled() else linear
+        logits = product(hidden, self.weight, self.bias).float()
         # Multiplying by one is a pass over N x V numbers too.
         logits = logits if self.scale == 1 else logits * self.scale
         if self.softcap is not None:
@@ -129,10 +132,10 @@ def _direction(
 ) -> torch.Tensor:
     """[N, H] gradient of each target's log-probability with respect to its hidden state; overwrites probabilities."""
     if isinstance(slope, float):
-        return slope * (weight[targets] - probabilities.to(weight.dtype) @ weight)
+        return slope * (weight[targets] - linear(probabilities.to(weight.dtype), weight.T))
     difference = probabilities.neg_()
     difference[torch.arange(len(targets), device=targets.device), targets] += 1
-    return difference.mul_(slope).to(weight.dtype) @ weight
+    return linear(difference.mul_(slope).to(weight.dtype), weight.T)
 
 
 def install() -> bool:

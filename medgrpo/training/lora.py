@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from medgrpo.prefix.adapters import is_plain
+from medgrpo.prefix.linear import linear
 
 
 def install(model: Any) -> None:
@@ -49,8 +50,8 @@ class LoraLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
         """Two matrix products, and a third that adds to the first's result."""
         rows = x.reshape(-1, x.shape[-1])
-        low = rows @ a.T
-        output = torch.nn.functional.linear(rows, weight, bias)
+        low = linear(rows, a)
+        output = linear(rows, weight, bias)
         output.addmm_(low, b.T, alpha=scale)
         ctx.save_for_backward(rows, low, weight, a, b)
         ctx.scale, ctx.shape = scale, x.shape
@@ -61,8 +62,9 @@ class LoraLinear(torch.autograd.Function):
         """Gradients of x, A and B."""
         rows, low, weight, a, b = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
-        grad_low = (grad @ b).mul_(ctx.scale)
+        grad_low = linear(grad, b.T).mul_(ctx.scale)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(grad_low, a).view(ctx.shape)
-        return grad_x, None, None, grad_low.T @ rows, (grad.T @ low).mul_(ctx.scale), None
+            grad_x = linear(grad, weight.T).addmm_(grad_low, a).view(ctx.shape)
+        grad_a, grad_b = linear(grad_low.T, rows.T), linear(low.T, grad.T).T
+        return grad_x, None, None, grad_a, grad_b.mul_(ctx.scale), None

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medgrpo.completions import parse_completion
-from medgrpo.domains.synthetic import KINDS, MAX_WORDS, Finding, Risk, apportion, generate, judge, load
+from medgrpo.domains.synthetic import MAX_WORDS, apportion, generate, load
+from medgrpo.domains.synthetic_findings import Finding, Risk, judge
+from medgrpo.domains.synthetic_topics import KINDS
 from medgrpo.prompts import gold_completion
 from medgrpo.records import Record, digest, verdict_counts
 

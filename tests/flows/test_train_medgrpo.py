@@ -319,7 +319,8 @@ def test_after_an_outage_the_metrics_catch_up(outage: Outage) -> None:
 
 # --- SIGKILL
 
-KILLED_STEPS = 40
+# Without its flow a training works for another second, about fifty of these steps.
+KILLED_STEPS = 120
 
 
 def _long_config(directory: Path) -> RunConfig:
@@ -351,27 +352,28 @@ def _wait_for(condition: Callable[[], Any], what: str) -> Any:
 
 @dataclass
 class Halfway:
-    """What a training had done when it was killed."""
+    """What a training had done before it was killed."""
 
-    process: psutil.Process
     rows: list[dict[str, Any]]
     checkpoint: int
     mlflow_run: str
 
 
-def _halfway(runs: Path) -> Halfway:
-    """Wait until a training has written a whole checkpoint of GRPO, and stop it there so that it can be looked at."""
-
-    def work() -> Path | None:
-        marks = list(runs.glob(".artifacts/train-*.partial/grpo/checkpoint-*/complete"))
-        return marks[0].parents[2] if marks else None
-
-    directory = _wait_for(work, "a checkpoint")
+def _stopped_halfway(runs: Path) -> psutil.Process:
+    """Wait until a training has written a whole checkpoint of GRPO, and stop it there; returns its process."""
+    _wait_for(lambda: list(runs.glob(".artifacts/train-*.partial/grpo/checkpoint-*/complete")), "a checkpoint")
     [process] = _trainings(runs)
     process.suspend()
+    _wait_for(lambda: process.status() == psutil.STATUS_STOPPED, "the stop")
+    return process
+
+
+def _halfway(runs: Path) -> Halfway:
+    """What a training that is stopped or gone has done so far."""
+    [directory] = runs.glob(".artifacts/train-*.partial")
     checkpoints = [int(path.parent.name.split("-")[1]) for path in directory.glob("grpo/checkpoint-*/complete")]
     run = json.loads((directory / "mlflow_run.json").read_text())["run_id"]
-    return Halfway(process, _metrics(directory), max(checkpoints), run)
+    return Halfway(_metrics(directory), max(checkpoints), run)
 
 
 def _assert_resumed(config: RunConfig, summary: Summary, halfway: Halfway) -> None:
@@ -381,9 +383,7 @@ def _assert_resumed(config: RunConfig, summary: Summary, halfway: Halfway) -> No
     kept = [row for row in halfway.rows if row["phase"] == "warmup" or row["step"] <= halfway.checkpoint]
     assert rows[: len(kept)] == kept
     again = [row for row in rows if row["phase"] == "grpo" and row not in halfway.rows]
-    # Between the look at the files and its end the training may have finished the step it was in.
-    assert halfway.checkpoint < again[0]["step"] <= halfway.rows[-1]["step"] + 1
-    assert again[-1]["step"] == KILLED_STEPS
+    assert [row["step"] for row in again] == list(range(halfway.checkpoint + 1, KILLED_STEPS + 1))
     assert sum(row["phase"] == "warmup" for row in rows) == sum(row["phase"] == "warmup" for row in kept)
     assert summary["mlflow_run_id"] == halfway.mlflow_run
     assert [run.info.run_id for run in _runs(config)] == [halfway.mlflow_run]
@@ -398,9 +398,9 @@ def test_a_killed_training_is_retried_and_resumes(tmp_path: Path, monkeypatch: p
     killed: list[Halfway] = []
 
     def kill() -> None:
-        halfway = _halfway(config.runs_dir)
-        halfway.process.kill()
-        killed.append(halfway)
+        process = _stopped_halfway(config.runs_dir)
+        killed.append(_halfway(config.runs_dir))
+        process.kill()
 
     monkeypatch.setattr(module, "train", module.train.with_options(retry_delay_seconds=0))
     thread = threading.Thread(target=kill, daemon=True)
@@ -450,14 +450,14 @@ def test_a_killed_flow_goes_on_when_it_is_run_again(
     """After SIGKILL of the whole flow, the same command finishes the same training in the same MLflow run."""
     config = _long_config(tmp_path)
     flow = command()
-    halfway = _halfway(config.runs_dir)
+    process = _stopped_halfway(config.runs_dir)
     flow.send_signal(signal.SIGKILL)
     flow.wait()
-    halfway.process.resume()
-    gone, alive = psutil.wait_procs([halfway.process], timeout=30)
-    assert (gone, alive) == ([halfway.process], []), "the training went on without the flow that follows it"
-    left = _wait_for(lambda: not _trainings(config.runs_dir), "the end of the training")
-    assert left
+    process.resume()
+    gone, _ = psutil.wait_procs([process], timeout=30)
+    assert gone == [process], "the training went on without the flow that follows it"
+    assert not _trainings(config.runs_dir)
+    halfway = _halfway(config.runs_dir)
     done = command()
     output, errors = done.communicate(timeout=2 * WAIT_SECONDS)
     assert done.returncode == 0, errors

@@ -149,3 +149,12 @@ def test_log_probabilities_are_those_of_the_tokens_drawn(prompts):
             logits = model(input_ids=torch.tensor([prompt + completion.tokens])).logits[0, len(prompt) - 1 : -1]
         wanted = (logits / 0.8).log_softmax(-1).gather(-1, torch.tensor(completion.tokens)[:, None])[:, 0]
         torch.testing.assert_close(torch.tensor(completion.log_probs), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_token_without_probability_is_never_drawn(monkeypatch):
+    """Not even where the uniform number is 0 or as near to 1 as it can be."""
+    scores = torch.tensor([[-torch.inf, 0.0, -1.0, -torch.inf]] * 2)
+    for uniform, wanted in ((0.0, 1), (1.0 - 2**-53, 2), (0.5, 1), (0.8, 2)):
+        monkeypatch.setattr(torch, "rand_like", lambda like, u=uniform: torch.full_like(like, u))
+        drawn = Sampling(1, temperature=1.0).pick(scores, None, LogitsProcessorList())
+        assert drawn.tolist() == [wanted, wanted]

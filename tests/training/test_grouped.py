@@ -104,17 +104,25 @@ def step(trainer, batch):
     return loss, {name: p.grad for name, p in trainer.model.named_parameters() if p.requires_grad}
 
 
-def compare(setting, make, budget, **changes):
-    """Assert that loss and every gradient are TRL's, to 1e-4 relative; returns our trainer."""
+def difference(setting, make, budget, **changes):
+    """Largest relative difference from TRL's: of the loss, and of any parameter's gradient; and the largest gradient.
+
+    Differences that float32 cannot resolve (1e-6 in a loss, 1e-8 in a gradient) count as none.
+    """
     stock, ours = build(setting, make(), **changes), build(setting, make(), budget, **changes)
-    assert ours._shares
+    assert ours._shares, "the trainer took TRL's own path"
     batch = rollouts(stock)
     (expected, wanted), (loss, got) = step(stock, batch), step(ours, batch)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-6)
-    assert any(gradient.norm() > 1e-6 for gradient in wanted.values())
-    for name, gradient in wanted.items():
-        assert (got[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-8, name
-    return ours
+
+    def relative(one, other, resolution):
+        apart = float((one - other).norm())
+        return apart / float(other.norm()) if apart > resolution else 0.0
+
+    return SimpleNamespace(
+        loss=relative(loss, expected, 1e-6),
+        gradients=max(relative(got[name], gradient, 1e-8) for name, gradient in wanted.items()),
+        largest_gradient=max(float(gradient.norm()) for gradient in wanted.values()),
+    )
 
 
 @pytest.mark.slow
@@ -123,7 +131,9 @@ def compare(setting, make, budget, **changes):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_trls_loss_and_gradients(setting, family, lora, budget):
     """Whatever the architecture, what is trained, and how the step is cut up."""
-    compare(setting, lambda: with_lora(tiny_model(family)) if lora else tiny_model(family), budget)
+    found = difference(setting, lambda: with_lora(tiny_model(family)) if lora else tiny_model(family), budget)
+    assert max(found.loss, found.gradients) <= 1e-4
+    assert found.largest_gradient > 1e-6
 
 
 @pytest.mark.slow
@@ -134,13 +144,17 @@ def test_every_family_has_trls_loss_and_gradients(setting, family, lora, budget)
 def test_every_loss_is_trls(setting, loss_type, iterations, beta, level):
     """Each way to average, on and off policy, with and without a reference, per token and per sequence."""
     changes = {"num_iterations": iterations, "beta": beta, "importance_sampling_level": level}
-    compare(setting, lambda: with_lora(tiny_model("llama")), 40, loss_type=loss_type, **changes)
+    found = difference(setting, lambda: with_lora(tiny_model("llama")), 40, loss_type=loss_type, **changes)
+    assert max(found.loss, found.gradients) <= 1e-4
+    assert found.largest_gradient > 1e-6
 
 
 @pytest.mark.slow
 def test_recomputed_layers_have_the_same_gradients(setting):
     """With gradient checkpointing the layers see the layout a second time."""
-    compare(setting, lambda: with_lora(tiny_model("gemma3")), 40, gradient_checkpointing=True)
+    found = difference(setting, lambda: with_lora(tiny_model("gemma3")), 40, gradient_checkpointing=True)
+    assert max(found.loss, found.gradients) <= 1e-4
+    assert found.largest_gradient > 1e-6
 
 
 @pytest.mark.slow
@@ -220,7 +234,8 @@ def test_rollouts_in_another_type_are_weighed_by_their_own_log_probabilities(set
     with torch.no_grad():
         policy, _, _ = ours._get_per_token_logps_and_entropies(ours.model, ids, mask, written.shape[1])
     difference = ((policy - written) * batch["completion_mask"]).abs()
-    assert 1e-4 < difference.max() < 0.5
+    assert difference.max() > 1e-4
+    assert difference.mean() < 0.1
     seen = {}
     compute = ours._compute_loss
     ours._compute_loss = lambda model, inputs: seen.update(inputs) or compute(model, inputs)

@@ -65,7 +65,8 @@ def test_dropout_takes_pefts_way(monkeypatch):
             module.lora_dropout["default"] = torch.nn.Dropout(0.5)
     lora.install(model)
     monkeypatch.setattr(lora.LoraLinear, "apply", lambda *_: pytest.fail("used"))
-    model.train()(input_ids=IDS)
+    one, other = (model.train()(input_ids=IDS).logits for _ in range(2))
+    assert not torch.equal(one, other)
 
 
 def test_installing_twice_changes_nothing():
