@@ -1,5 +1,6 @@
 """Answers to many prompts, batched by length; each prompt is computed once however many answers it gets."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -66,15 +67,16 @@ def sample(
     from medgrpo.prefix.linear import reordered_weights
     from medgrpo.prefix.support import prepare
 
-    complete = _complete_shared if prepare(model) else _complete_padded
+    shared = prepare(model)
+    complete = _complete_shared if shared else _complete_padded
     encoded = [
         tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
         for messages in prompts
     ]
     answers: list[dict[int, Generation]] = [{} for _ in prompts]
     # Where prompts are shared, a prompt is there once, however many answers it gets.
-    lengths = [len(ids) * (1 if complete is _complete_shared else copies) for ids in encoded]
-    with reordered_weights(model):
+    lengths = [len(ids) * (1 if shared else copies) for ids in encoded]
+    with reordered_weights(model) if shared else contextlib.nullcontext():
         for batch in length_batches(lengths, copies * sampling.max_new_tokens, batch_tokens):
 
             def keep(row: int, ids: list[int], batch: list[int] = batch) -> None:
