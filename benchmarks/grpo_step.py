@@ -1,7 +1,7 @@
 """One GRPO step of plain TRL against ours: same model, prompts and sizes, alternating in one run.
 
     python -m benchmarks.grpo_step --quick
-    python -m benchmarks.grpo_step --json grid.json --plot docs/performance.png
+    python -m benchmarks.grpo_step --group 2 4 8 --prompt 100 400 --json sizes.json --plot sizes.png
 
 Each side runs in a process of its own, which sleeps while the other works, so that peak memory is each side's own. TRL
 is set up as a competent user would: micro-batches of four completions, so that it is not starved of memory. Completions
@@ -30,12 +30,12 @@ GROUPS, PROMPT_LENGTHS, COMPLETION_LENGTHS = (2, 4, 8, 16), (100, 400, 900), (64
 def main() -> None:
     """Run the cases, print a table, save what was asked for."""
     options = _options()
-    cases = [Case(options.group, options.prompt, options.completion, options.prompts)]
+    sizes = product(options.prompt, options.completion, options.group)
+    if options.grid:
+        sizes = product(PROMPT_LENGTHS, COMPLETION_LENGTHS, GROUPS)
+    cases = [Case(group, prompt, completion, options.prompts) for prompt, completion, group in sizes]
     if options.quick:
         cases = [Case()]
-    elif options.grid:
-        sizes = product(PROMPT_LENGTHS, COMPLETION_LENGTHS, GROUPS)
-        cases = [Case(group, prompt, completion, options.prompts) for prompt, completion, group in sizes]
     results = []
     with tempfile.TemporaryDirectory() as folder:
         setup = Setup(
@@ -179,10 +179,10 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.grpo_step", description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="the headline case alone, in minutes")
-    parser.add_argument("--grid", action="store_true", help="all group sizes, prompt and completion lengths")
-    parser.add_argument("--group", type=positive, default=4, help="completions per prompt")
-    parser.add_argument("--prompt", type=positive, default=400, help="tokens of a prompt")
-    parser.add_argument("--completion", type=positive, default=64, help="tokens of a completion")
+    parser.add_argument("--grid", action="store_true", help="the whole grid of sizes: hours on two cores")
+    parser.add_argument("--group", type=positive, nargs="+", default=[4], help="completions per prompt")
+    parser.add_argument("--prompt", type=positive, nargs="+", default=[400], help="tokens of a prompt")
+    parser.add_argument("--completion", type=positive, nargs="+", default=[64], help="tokens of a completion")
     parser.add_argument("--prompts", type=positive, default=4, help="distinct prompts in a step")
     parser.add_argument("--pairs", type=positive, default=5, help="counted steps of each side")
     parser.add_argument("--micro-batch", type=positive, default=4, help="TRL's completions per micro-batch")
