@@ -1,6 +1,6 @@
-"""The medgrpo command: evaluate and question models, score predictions, examine the machine. No Prefect needed.
+"""The medgrpo command: question and evaluate models, attack the rewards, score predictions, examine the machine.
 
-Heavy libraries are imported by the commands that use them, so that `medgrpo --help` answers at once.
+No Prefect needed. Heavy libraries are imported by the commands that use them, so that `medgrpo --help` answers at once.
 """
 
 import json
@@ -92,6 +92,30 @@ def score(
 
 
 @app.command()
+def audit(
+    profile: Annotated[str, typer.Argument(help="Profile whose data and rewards are attacked.")] = "demo",
+    overrides: SetOption = None,
+) -> None:
+    """Attack the rewards on every training record; fails where a completion is paid that was not earned."""
+    from medgrpo.config import load_config
+    from medgrpo.domains import load_corpus
+    from medgrpo.rewards.audit import audit as attack
+
+    config = load_config(profile, overrides or [])
+    report = attack(load_corpus(config.data).split("train"), config.rewards, on_record=_show_audited)
+    rows = report.rows()
+    typer.echo("".join(f"{name:>{38 if name == 'attack' else 19}}" for name in rows[0]))
+    for row in rows:
+        typer.echo("".join(f"{value!s:>{38 if name == 'attack' else 19}}" for name, value in row.items()))
+    typer.echo(f"\nGold completions earn at least {report.lowest_gold:.0%} of the maximum.")
+    for kind in report.kinds:
+        if not kind.holds:
+            typer.echo(f"\n{kind.kind}, record {(kind.holes + kind.outranks_truth)[0]}:\n{kind.example}")
+    if not report.holds:
+        raise InputError(f"the rewards can be gamed: {report.holes()}.")
+
+
+@app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
     """What this machine can run, and why not."""
     from medgrpo.doctor import examine
@@ -118,6 +142,11 @@ def main() -> None:
 def _show_answers(model: str, done: int, total: int) -> None:
     end = "\n" if done == total else ""
     typer.echo(f"\r{model}: {done}/{total} answers{end}", err=True, nl=False)
+
+
+def _show_audited(done: int, total: int) -> None:
+    if done % 25 == 0 or done == total:
+        typer.echo(f"\rattacked {done}/{total} records", err=True, nl=done == total)
 
 
 def _show_metrics(title: str, metrics: dict[str, Any]) -> None:

@@ -16,6 +16,10 @@ _TAG = re.compile(r"</?(?:thought|answer)>", re.I)
 _ANSWER = re.compile(r"<answer>(?P<body>.*?)(?=</answer>|<answer>|\Z)", re.S | re.I)
 _THOUGHT = re.compile(r"<thought>(?P<body>.*?)(?=</thought>|<answer>|\Z)", re.S | re.I)
 _WORD = re.compile(r"\W*(yes|no|maybe)\b", re.I)
+_STATED = re.compile(
+    r"\b(?:answer|verdict)\b(?:\s+to\b[^.?!]{0,80})?\s*(?:is|:|=|should be|must be|would be)\s*\W{0,3}(yes|no|maybe)\b",
+    re.I,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,16 @@ class Completion:
     thought: str
     verdict: str | None
     well_formed: bool
+
+    @property
+    def contradicts_itself(self) -> bool:
+        """Whether the thought says in so many words that the answer is another one.
+
+        >>> parse_completion("<thought>So the answer is no.</thought><answer>yes</answer>").contradicts_itself
+        True
+        """
+        stated = _STATED.findall(self.thought)
+        return bool(stated) and stated[-1].casefold() != self.verdict
 
 
 def parse_completion(text: str) -> Completion:

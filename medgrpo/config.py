@@ -191,6 +191,8 @@ class RewardConfig(Settings):
     """Distinct data points of the abstract (figures, short phrases) that earn the full grounding grade."""
     max_copied_words: PositiveInt = 60
     """Longest verbatim run of the abstract, in words, that still counts as a citation."""
+    max_copied_share: float = Field(default=0.8, gt=0, le=1)
+    """Share of an abstract's words that a thought may copy; beyond it grounding earns nothing."""
     min_thought_words: PositiveInt = 8
     """Shorter thoughts lose structure in proportion."""
     max_thought_words: PositiveInt = 120
@@ -252,6 +254,8 @@ class RunConfig(Settings):
     """Seed of sampling and training."""
     processes: PositiveInt = 1
     """Training processes; more than one starts through `accelerate launch`, one per GPU (not yet tested)."""
+    audit: Literal["fail", "warn"] = "fail"
+    """What a hole in the rewards, found by attacking them on every training record, does to a run before it trains."""
     training_timeout_minutes: PositiveFloat = 24 * 60
     """The training process is stopped after this long; a retry resumes it."""
     data: DataConfig = DataConfig()

@@ -43,12 +43,19 @@ def gold_completion(record: Record, config: RewardConfig | None = None) -> str:
     abstract = "\n".join(record.contexts)
     said = [s for s in split_sentences(record.long_answer) if not unsupported_figures(s, abstract)]
     conclusion = _whole_sentences(said, config.max_thought_words // 2)
+    # Beside a quotation a conclusion's figures may read like misquoted ones.
+    thoughts = [_quoting_thought(record, said, config) for said in (conclusion, "")]
+    return render_completion(next((t for t in thoughts if _earns_all(record, t, config)), thoughts[0]), record.verdict)
+
+
+def _quoting_thought(record: Record, conclusion: str, config: RewardConfig) -> str:
+    """The conclusion after as few of the nearest sentences as earn all that grounding pays."""
     quoted: list[str] = []
     for sentence in _nearest_sentences(record):
-        if quoted and _earns_all(record, [*quoted, conclusion], config):
+        if quoted and _earns_all(record, " ".join([*quoted, conclusion]), config):
             break
         quoted.append(_first_words(sentence, config.max_copied_words // 2))
-    return render_completion(" ".join([*quoted, conclusion]).strip(), record.verdict)
+    return " ".join([*quoted, conclusion]).strip()
 
 
 def split_sentences(text: str) -> list[str]:
@@ -60,8 +67,8 @@ def split_sentences(text: str) -> list[str]:
     return _SENTENCE_END.split(" ".join(text.split()))
 
 
-def _earns_all(record: Record, parts: list[str], config: RewardConfig) -> bool:
-    return grounding(" ".join(parts), record.contexts, record.question, config) == 1.0
+def _earns_all(record: Record, thought: str, config: RewardConfig) -> bool:
+    return grounding(thought, record.contexts, record.question, config) == 1.0
 
 
 def _nearest_sentences(record: Record) -> list[str]:

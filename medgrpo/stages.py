@@ -1,4 +1,4 @@
-"""The four stages of a run: what each depends on, where its artifact lies, and how it is filled.
+"""The five stages of a run: what each depends on, where its artifact lies, and how it is filled.
 
 An artifact's key covers the settings, the inputs and the code that it depends on, and nothing else: changing an
 evaluation setting leaves training untouched.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medgrpo.config import RunConfig, resolve_mlflow_uri
-from medgrpo.errors import ServiceUnreachable
+from medgrpo.errors import InputError, ServiceUnreachable
 from medgrpo.manifests import MANIFEST, Manifest, build, describe, read_manifest, verify, write_json
 from medgrpo.policies import base_identity
 from medgrpo.provenance import PACKAGE, code_version, fingerprint
@@ -41,6 +41,45 @@ def prepare_key(config: RunConfig) -> str:
         "code": code_version("medgrpo.preparation"),
     }
     return f"data-{fingerprint(inputs)}"
+
+
+def audit(config: RunConfig, data: Manifest) -> Manifest:
+    """What attacks on the rewards would earn (see `medgrpo.rewards.audit`); the artifact holds audit.json.
+
+    Raises:
+        InputError: an attack got through, and `audit` is "fail".
+    """
+    from medgrpo.preparation import load_records
+    from medgrpo.rewards.audit import audit as attack
+
+    def fill(directory: Path) -> None:
+        report = attack(load_records(data.path, "train"), config.rewards)
+        write_json(directory / "audit.json", asdict(report))
+        advice = f"the rewards can be gamed: {report.holes()}. Change rewards.*; `medgrpo audit` shows the completions."
+        if not report.holds and config.audit == "fail":
+            raise InputError(f"{advice} To train all the same, set audit=warn.")
+        if not report.holds:
+            logger.warning(advice)
+
+    return build(_target(config, audit_key(config, data)), fill)
+
+
+def audit_rows(audited: Manifest) -> list[dict[str, Any]]:
+    """One row per kind of attack, weakest defence first, for a table."""
+    from medgrpo.rewards.audit import AuditReport
+
+    return AuditReport.read(audited.path / "audit.json").rows()
+
+
+def audit_key(config: RunConfig, data: Manifest) -> str:
+    """Key of an audit: the records, the rewards, and what a hole does."""
+    inputs = {
+        "data": data.path.name,
+        "rewards": config.rewards.model_dump(),
+        "audit": config.audit,
+        "code": code_version("medgrpo.rewards.audit"),
+    }
+    return f"audit-{fingerprint(inputs)}"
 
 
 def train(
@@ -107,7 +146,12 @@ def evaluate_key(config: RunConfig, data: Manifest, trained: Manifest) -> str:
 
 
 def register(
-    config: RunConfig, data: Manifest, trained: Manifest, evaluated: Manifest, tags: Mapping[str, str]
+    config: RunConfig,
+    data: Manifest,
+    audited: Manifest,
+    trained: Manifest,
+    evaluated: Manifest,
+    tags: Mapping[str, str],
 ) -> Manifest:
     """A model version in the MLflow registry; the artifact holds registration.json."""
     from medgrpo.provenance import git_commit
@@ -120,6 +164,7 @@ def register(
         model_dir=trained.path / "model",
         data_dir=data.path,
         evaluation_dir=evaluated.path,
+        audit_dir=audited.path,
         model_digest=describe(trained.path / "model").sha256,
         git_commit=git_commit(),
         tags=tags,

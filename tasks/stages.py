@@ -1,4 +1,4 @@
-"""The four stages of train-medgrpo as retryable, cached tasks. Their result is a small manifest, never a model."""
+"""The five stages of train-medgrpo as retryable, cached tasks. Their result is a small manifest, never a model."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
+from prefect.artifacts import create_table_artifact
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
@@ -33,6 +34,10 @@ def _prepare_key(_: TaskRunContext, given: dict[str, Any]) -> str:
     return cache_key(given["config"], stages.prepare_key(given["config"]))
 
 
+def _audit_key(_: TaskRunContext, given: dict[str, Any]) -> str:
+    return cache_key(given["config"], stages.audit_key(given["config"], given["data"]))
+
+
 def _train_key(_: TaskRunContext, given: dict[str, Any]) -> str:
     return cache_key(given["config"], stages.train_key(given["config"], given["data"]))
 
@@ -49,6 +54,14 @@ def _register_key(_: TaskRunContext, given: dict[str, Any]) -> str:
 def prepare(config: RunConfig) -> Manifest:
     """Split, check and store the data."""
     return stages.prepare(config)
+
+
+@task(name="audit", cache_key_fn=_audit_key, **_SURVIVES)
+def audit(config: RunConfig, data: Manifest) -> Manifest:
+    """Attack the rewards on every training record, before a policy does."""
+    audited = stages.audit(config, data)
+    create_table_artifact(stages.audit_rows(audited), key="train-medgrpo-audit", description="Attacks on the rewards")
+    return audited
 
 
 @task(name="train", cache_key_fn=_train_key, **_SURVIVES)
@@ -76,9 +89,9 @@ def evaluate(config: RunConfig, data: Manifest, trained: Manifest) -> Manifest:
 
 
 @task(name="register", cache_key_fn=_register_key, **_SURVIVES)
-def register(config: RunConfig, data: Manifest, trained: Manifest, evaluated: Manifest) -> Manifest:
+def register(config: RunConfig, data: Manifest, audited: Manifest, trained: Manifest, evaluated: Manifest) -> Manifest:
     """Log the run and register the model version."""
-    return stages.register(config, data, trained, evaluated, _flow_tags())
+    return stages.register(config, data, audited, trained, evaluated, _flow_tags())
 
 
 class _Tracker:

@@ -54,7 +54,7 @@ def test_help_is_quick_and_light() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert time.perf_counter() - started < 10
     assert done.stdout.strip().endswith("[]")
-    assert all(command in done.stdout for command in ("evaluate", "answer", "score", "doctor"))
+    assert all(command in done.stdout for command in ("evaluate", "answer", "score", "audit", "doctor"))
 
 
 def test_process_ends_without_traceback(tmp_path: Path, truth: Path) -> None:
@@ -125,6 +125,31 @@ def test_evaluate_bad_input(run: Run, tmp_path: Path, arguments: list[str], part
     assert (code, out) == (2, "")
     assert part in err
     assert not (tmp_path / "evaluation").exists()
+
+
+def test_audit_shows_what_attacks_earn(run: Run) -> None:
+    """A table by kind of attack, weakest defence first, and the share of the maximum that gold completions earn."""
+    code, out, _ = run("audit", "demo", "--set", "data.synthetic_pool=60")
+    assert code == 0
+    assert (
+        out.split("\n")[0].split() == "attack records worst margin median margin reaches gold wrong above right".split()
+    )
+    assert "pasted abstract" in out
+    assert "Gold completions earn at least 100% of the maximum." in out
+
+
+def test_audit_of_rewards_with_a_hole_shows_it(run: Run) -> None:
+    """Where thoughts are not paid for, empty praise earns as much as gold: said with an example, exit code 2."""
+    code, out, err = run("audit", "--set", "data.synthetic_pool=60", "--set", "rewards.grounding=0")
+    assert code == 2
+    assert "<thought>This reasoning is careful" in out
+    assert "the rewards can be gamed" in err
+
+
+def test_audit_bad_input(run: Run) -> None:
+    """A profile that does not exist is a sentence."""
+    code, _, err = run("audit", "dmo")
+    assert (code, "did you mean 'demo'" in err) == (2, True)
 
 
 @pytest.mark.parametrize("arguments", [["./none"], ["some/model", "--against", "./none"]])

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,8 @@ from medgrpo.config import EvaluationConfig, GrpoConfig, RunConfig, TrackingConf
 from medgrpo.errors import InputError, ServiceUnreachable
 from medgrpo.evaluation import generate
 from medgrpo.manifests import describe, write_json
+from medgrpo.rewards.audit import audit
+from medgrpo.testing import tiny_record
 
 # Emitted by third parties while MLflow is imported and its store is opened, whoever imports it.
 pytestmark = [
@@ -61,12 +63,15 @@ def candidate(config: RunConfig, tmp_path: Path) -> registry.Candidate:
     (evaluation / "plots").mkdir()
     (evaluation / "plots" / "reward.png").write_bytes(b"png")
     (train / "metrics.jsonl").write_text(_row(1) + _row(2))
+    records = [tiny_record(), tiny_record("2")]
+    write_json(tmp_path / "audit" / "audit.json", asdict(audit(records, config.rewards)))
     return registry.Candidate(
         config=config,
         train_dir=train,
         model_dir=model,
         data_dir=data,
         evaluation_dir=evaluation,
+        audit_dir=tmp_path / "audit",
         model_digest="d" * 64,
         git_commit="c" * 40,
         tags={"medgrpo.flow_run": "flow-1"},
@@ -278,7 +283,9 @@ def test_registering_leaves_a_complete_version(candidate: registry.Candidate) ->
         for split, context in (("train", "training"), ("test", "evaluation"))
     }
     names = {item.path for item in client.list_artifacts(run_id)}
-    assert names >= {"config.json", "report.html", "predictions.json", "metrics.json", "plots"}
+    assert names >= {"config.json", "report.html", "predictions.json", "metrics.json", "audit.json", "plots"}
+    attacks = json.loads(run.data.tags["mlflow.loggedArtifacts"])
+    assert attacks == [{"path": "audit.json", "type": "table"}]
 
 
 def test_registering_again_returns_the_same_version(candidate: registry.Candidate) -> None:

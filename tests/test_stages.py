@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from medgrpo import registry, stages
-from medgrpo.config import DataConfig, RunConfig, load_config
-from medgrpo.errors import ServiceUnreachable
+from medgrpo.config import DataConfig, RewardConfig, RunConfig, load_config
+from medgrpo.errors import InputError, ServiceUnreachable
 from medgrpo.manifests import Manifest, build, describe, write_json
 from medgrpo.registry import Candidate, Registration
+from medgrpo.testing import tiny_config
 
 DATA = Manifest(uri="/runs/.artifacts/data-0", sha256="d" * 64, bytes=1, files=1)
+AUDITED = Manifest(uri="/runs/.artifacts/audit-0", sha256="a" * 64, bytes=1, files=1)
 TRAINED = Manifest(uri="/runs/.artifacts/train-0", sha256="e" * 64, bytes=1, files=1)
 EVALUATED = Manifest(uri="/runs/.artifacts/evaluation-0", sha256="f" * 64, bytes=1, files=1)
 
@@ -26,6 +28,7 @@ def _keys(*overrides: str, profile: str = "demo") -> dict[str, str]:
 def _keys_of(config: RunConfig) -> dict[str, str]:
     return {
         "prepare": stages.prepare_key(config),
+        "audit": stages.audit_key(config, DATA),
         "train": stages.train_key(config, DATA),
         "evaluate": stages.evaluate_key(config, DATA, TRAINED),
         "register": stages.register_key(config, TRAINED, EVALUATED),
@@ -55,7 +58,8 @@ def _changed(*overrides: str) -> set[str]:
         ("policy.base=other/model", {"prepare", "train"}),
         ("policy.revision=abc", {"prepare", "train"}),
         ("grpo.max_completion_length=32", {"prepare", "train"}),
-        ("rewards.hedge=0.1", {"prepare", "train", "evaluate"}),
+        ("rewards.hedge=0.1", {"prepare", "audit", "train", "evaluate"}),
+        ("audit=warn", {"audit"}),
         ("tracking.alias=challenger", {"register"}),
         ("tracking.uri=sqlite:////tmp/other.db", {"register"}),
     ],
@@ -196,11 +200,13 @@ def test_registering_hands_over_what_the_earlier_stages_made(tmp_path: Path, mon
     monkeypatch.setattr(registry, "register", register)
     write_json(tmp_path / "train" / "model" / "weights.json", [1, 2])
     trained, model = describe(tmp_path / "train"), describe(tmp_path / "train" / "model")
-    manifest = stages.register(RunConfig(runs_dir=tmp_path), DATA, trained, EVALUATED, {"medgrpo.flow_run": "f"})
+    manifest = stages.register(
+        RunConfig(runs_dir=tmp_path), DATA, AUDITED, trained, EVALUATED, {"medgrpo.flow_run": "f"}
+    )
     expected = {**dataclasses.asdict(registration), "aliases": ["candidate"]}
     assert stages.read_registration(manifest) == expected
-    assert [(c.data_dir, c.model_dir, c.evaluation_dir, c.model_digest) for c in candidates] == [
-        (DATA.path, model.path, EVALUATED.path, model.sha256)
+    assert [(c.data_dir, c.audit_dir, c.model_dir, c.evaluation_dir, c.model_digest) for c in candidates] == [
+        (DATA.path, AUDITED.path, model.path, EVALUATED.path, model.sha256)
     ]
 
 
@@ -212,9 +218,48 @@ def test_a_registration_that_no_longer_holds_is_made_again(tmp_path: Path, monke
     monkeypatch.setattr(registry, "register", lambda _: Registration("m", next(versions), "r", "models:/m", "e", ()))
 
     def register() -> int:
-        manifest = stages.register(RunConfig(runs_dir=tmp_path), DATA, TRAINED, EVALUATED, {})
+        manifest = stages.register(RunConfig(runs_dir=tmp_path), DATA, AUDITED, TRAINED, EVALUATED, {})
         return int(stages.read_registration(manifest)["version"])
 
     assert (register(), register()) == (1, 1)
     held[0] = False
     assert register() == 2
+
+
+# --- audit
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> tuple[RunConfig, Manifest]:
+    """A tiny run's settings and its prepared data."""
+    config = tiny_config(tmp_path)
+    return config, stages.prepare(config)
+
+
+@pytest.mark.slow
+def test_an_audit_keeps_what_each_attack_earned(prepared: tuple[RunConfig, Manifest]) -> None:
+    """The artifact has a row per kind of attack, and none reaches gold."""
+    rows = stages.audit_rows(stages.audit(*prepared))
+    assert [row["attack"] for row in rows].count("pasted abstract") == 1
+    assert {row["reaches gold"] for row in rows} == {0}
+
+
+@pytest.mark.slow
+def test_rewards_with_a_hole_end_the_run_before_it_trains(prepared: tuple[RunConfig, Manifest]) -> None:
+    """The sentence names the hole and what to do; nothing is kept, so that the next run attacks again."""
+    config, data = prepared
+    open_config = config.model_copy(update={"rewards": RewardConfig(grounding=0)})
+    with pytest.raises(InputError, match="'praise' earns as much as the gold completion on .*set audit=warn"):
+        stages.audit(open_config, data)
+    assert not (config.runs_dir.absolute() / stages.ARTIFACTS / stages.audit_key(open_config, data)).exists()
+
+
+@pytest.mark.slow
+def test_a_hole_may_be_only_a_warning(prepared: tuple[RunConfig, Manifest], caplog: pytest.LogCaptureFixture) -> None:
+    """With audit=warn the run goes on, and the log has the sentence."""
+    config, data = prepared
+    config = config.model_copy(update={"rewards": RewardConfig(grounding=0), "audit": "warn"})
+    with caplog.at_level(logging.WARNING):
+        rows = stages.audit_rows(stages.audit(config, data))
+    assert rows[0]["reaches gold"]
+    assert "the rewards can be gamed" in caplog.text

@@ -31,6 +31,7 @@ from medgrpo.registry.runs import (
     to_metrics,
     to_points,
 )
+from medgrpo.rewards.audit import AuditReport
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,6 +59,7 @@ class Candidate:
         data_dir: prepared data, with `data.json`: {digests, domain, synthetic, counts}.
         evaluation_dir: `metrics.json`, `report.html`, `predictions.json` and, if there are any, `plots/`.
         model_digest: sha256 of the model.
+        audit_dir: `audit.json`; None where the rewards were not attacked.
         git_commit: commit the code ran from; None outside a repository.
         tags: further tags of the MLflow run; `medgrpo.flow_run` is repeated on the version.
     """
@@ -68,6 +70,7 @@ class Candidate:
     data_dir: Path
     evaluation_dir: Path
     model_digest: str
+    audit_dir: Path | None = None
     git_commit: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
 
@@ -214,6 +217,9 @@ def _log_evidence(client: "MlflowClient", run_id: str, candidate: Candidate, evi
     client.log_text(run_id, json.dumps(public_config(candidate.config), indent=2), "config.json")
     for name in ("report.html", "predictions.json", "metrics.json"):
         client.log_artifact(run_id, str(evaluation / name))
+    if candidate.audit_dir:
+        attacks = AuditReport.read(candidate.audit_dir / "audit.json").rows()
+        client.log_table(run_id, {name: [row[name] for row in attacks] for name in attacks[0]}, "audit.json")
     if (evaluation / "plots").is_dir():
         client.log_artifacts(run_id, str(evaluation / "plots"), "plots")
 

@@ -3,11 +3,13 @@
 With the grades c (correctness), g (grounding) and s (structure), each in [0, 1], and the weights C, G, S of
 `RewardConfig`, a completion earns
 
-    total = S·s + [strict form]·C·c + [strict form and right verdict]·G·g
+    total = [strict form]·C·c + [strict form, right verdict]·G·g + S·s
+
+where s is 0 outside the strict form, and s and g are 0 if the thought says in so many words that the answer is another.
 
 Bounds, with the defaults C = 1, G = 0.5, S = 0.2, hedge h = 0.2: any right answer in strict form earns at least
-C = 1; the best wrong one at most S + C·h = 0.4; form alone at most S = 0.2; outside the strict form nothing is earned.
-The maximum, S + C + G = 1.7, is what gold completions earn.
+C = 1; the best wrong one at most S + C·h = 0.4, a gap of 0.6; form alone at most S = 0.2; outside the strict form
+nothing is earned. The maximum, S + C + G = 1.7, is what gold completions earn. `medgrpo.rewards.audit` attacks it.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,7 +54,7 @@ def score_completion(record: Record, text: str, config: RewardConfig | None = No
     completion = parse_completion(text)
     if not completion.well_formed:
         return Scores(0.0, 0.0, 0.0)
-    grounded = completion.verdict == record.verdict
+    grounded = completion.verdict == record.verdict and not completion.contradicts_itself
     grade = grounding(completion.thought, record.contexts, record.question, config) if grounded else 0.0
     return Scores(
         correctness=config.correctness * correctness(completion.verdict, record.verdict, config),

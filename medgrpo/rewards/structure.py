@@ -2,7 +2,7 @@
 
 from medgrpo.completions import Completion
 from medgrpo.config import RewardConfig
-from medgrpo.rewards.grounding import tokenize
+from medgrpo.rewards.grounding import MAX_CHARACTERS, tokenize
 
 NGRAM = 4
 TOLERATED_REPEATS = 0.4
@@ -18,7 +18,7 @@ def structure(completion: Completion, config: RewardConfig) -> float:
     >>> structure(parse_completion(form.format("yes")), RewardConfig())
     0.125
     """
-    if not completion.well_formed:
+    if not completion.well_formed or completion.contradicts_itself or len(completion.thought) > MAX_CHARACTERS:
         return 0.0
     words = tokenize(completion.thought)
     return _length_grade(len(words), config) * _variety_grade(words)

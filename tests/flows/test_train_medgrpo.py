@@ -153,8 +153,8 @@ def test_the_summary_keeps_its_contract(story: dict[str, Chapter]) -> None:
     assert contract <= summary.keys()
     assert summary["model"].keys() == {"name", "version", "aliases", "digest"}
     assert summary["gate"].keys() == {"outcome", "reasons"}
-    assert [stage.keys() for stage in summary["stages"]] == [{"name", "seconds", "cached"}] * 4
-    assert [stage["name"] for stage in summary["stages"]] == ["prepare", "train", "evaluate", "register"]
+    assert [stage.keys() for stage in summary["stages"]] == [{"name", "seconds", "cached"}] * 5
+    assert [stage["name"] for stage in summary["stages"]] == ["prepare", "audit", "train", "evaluate", "register"]
     assert summary["tuned"]["accuracy"].keys() >= {"value", "low", "high", "n"}
     assert summary["synthetic"] is True
     assert summary["model"]["name"] == "medgrpo-synthetic"
@@ -174,7 +174,7 @@ def test_the_summary_names_its_flow_run(story: dict[str, Chapter]) -> None:
 def test_the_first_run_computes_everything(story: dict[str, Chapter]) -> None:
     """Nothing is cached in an empty runs directory, and one version comes of one run."""
     first = story["first"]
-    assert _cached(first.summary) == dict.fromkeys(("prepare", "train", "evaluate", "register"), False)
+    assert _cached(first.summary) == dict.fromkeys(("prepare", "audit", "train", "evaluate", "register"), False)
     assert first.versions == [1]
     assert first.runs == [first.summary["mlflow_run_id"]]
 
@@ -191,7 +191,13 @@ def test_the_same_again_is_all_cached(story: dict[str, Chapter]) -> None:
 def test_more_cases_do_not_retrain(story: dict[str, Chapter]) -> None:
     """Changing only evaluation.cases evaluates and registers; the evaluated model is a new version with a new run."""
     first, more = story["first"], story["more"]
-    assert _cached(more.summary) == {"prepare": True, "train": True, "evaluate": False, "register": False}
+    assert _cached(more.summary) == {
+        "prepare": True,
+        "audit": True,
+        "train": True,
+        "evaluate": False,
+        "register": False,
+    }
     assert more.versions == [1, 2]
     assert more.summary["model"]["version"] == 2
     assert more.summary["model"]["digest"] == first.summary["model"]["digest"]
@@ -203,7 +209,13 @@ def test_more_cases_do_not_retrain(story: dict[str, Chapter]) -> None:
 def test_a_lost_evaluation_is_made_again(story: dict[str, Chapter]) -> None:
     """A deleted evaluation is made again with the same numbers, and does not make another version."""
     more, lost = story["more"], story["lost"]
-    assert _cached(lost.summary) == {"prepare": True, "train": True, "evaluate": False, "register": False}
+    assert _cached(lost.summary) == {
+        "prepare": True,
+        "audit": True,
+        "train": True,
+        "evaluate": False,
+        "register": False,
+    }
     assert (lost.directory / "evaluation" / "predictions.jsonl").is_file()
     assert (lost.versions, lost.runs) == (more.versions, more.runs)
     assert lost.summary["tuned"] == more.summary["tuned"]
@@ -213,7 +225,13 @@ def test_a_lost_evaluation_is_made_again(story: dict[str, Chapter]) -> None:
 def test_a_deleted_version_is_registered_again(story: dict[str, Chapter]) -> None:
     """A version deleted from MLflow is registered again; everything before it stays cached."""
     lost, deleted = story["lost"], story["deleted"]
-    assert _cached(deleted.summary) == {"prepare": True, "train": True, "evaluate": True, "register": False}
+    assert _cached(deleted.summary) == {
+        "prepare": True,
+        "audit": True,
+        "train": True,
+        "evaluate": True,
+        "register": False,
+    }
     assert len(deleted.versions) == len(lost.versions)
     assert deleted.summary["model"]["version"] in deleted.versions
     assert deleted.summary["model"]["digest"] == lost.summary["model"]["digest"]
@@ -303,7 +321,13 @@ def test_an_outage_costs_no_results(outage: Outage) -> None:
 
 def test_after_an_outage_only_the_registration_is_left(outage: Outage) -> None:
     """With MLflow back, the same run reuses training and evaluation, and registers one version."""
-    assert _cached(outage.summary) == {"prepare": True, "train": True, "evaluate": True, "register": False}
+    assert _cached(outage.summary) == {
+        "prepare": True,
+        "audit": True,
+        "train": True,
+        "evaluate": True,
+        "register": False,
+    }
     assert _versions(outage.back) == [1]
     assert [run.info.run_id for run in _runs(outage.back)] == [outage.summary["mlflow_run_id"]]
 

@@ -86,7 +86,75 @@ def test_nothing_cited() -> None:
 
 def test_repeated_figures_count_once() -> None:
     """Saying a figure three times is one data point."""
-    assert grade("2.4, yes 2.4, really 2.4") == pytest.approx(1 / 3)
+    assert grade("by 2.4 points, yes by 2.4 points, really by 2.4 points") == pytest.approx(1 / 3)
+
+
+def test_figures_without_context_earn_nothing() -> None:
+    """A bare list of the abstract's figures is no citation; two words of the abstract beside a figure make it one."""
+    assert grade("120 2.4 0.9 0.003") == 0.0
+    assert grade("randomised 120 adults: by 2.4 points, rest (p=0.003)") == pytest.approx(2 / 3)
+    assert grade("randomised 120 adults: pain fell by 2.4 points") == 1.0
+
+
+@pytest.mark.parametrize(
+    "thought",
+    [
+        "Mean pain fell by 0.9 points with walking and by 2.4 points with rest.",
+        "Mean pain fell by 2.4 points with walking and by 2.4 points with rest.",
+    ],
+)
+def test_misquoted_figures_are_unsupported(thought: str) -> None:
+    """A figure of the abstract counts against the thought where the passage quoted has another."""
+    assert evidence(thought, ABSTRACT).unsupported
+    assert grade(thought) < 1
+
+
+@pytest.mark.parametrize("thought", ["Pain fell by 0.9 with rest, but by 2.4 with walking.", "By 2.4 or 0.9 points."])
+def test_figures_in_other_words_are_supported(thought: str) -> None:
+    """Another order, and other words around the figures, are no misquotation."""
+    assert evidence(thought, ABSTRACT).unsupported == ()
+
+
+@pytest.mark.parametrize(
+    ("thought", "unsupported"),
+    [
+        ("in 12% of them", ()),
+        ("12 per cent", ()),
+        ("12 of them", ()),
+        ("in 40% of them", ("40",)),
+        ("5%", ()),
+        ("7%", ()),
+    ],
+)
+def test_percentages_need_a_percentage(thought: str, unsupported: tuple[str, ...]) -> None:
+    """A percentage is not supported by a plain number; of a range with one sign both ends are percentages."""
+    assert evidence(thought, ["Seen in 12% (5 to 7%) of 40 people."]).unsupported == unsupported
+
+
+def test_figures_in_words_count() -> None:
+    """Numbers from eleven to ninety-nine, spelled or in digits, are the same figures."""
+    assert evidence("Twenty-four adults", ["We saw 24 adults"]).supported == ("24",)
+    assert evidence("seventy seven died", ["We saw 24 adults"]).unsupported == ("77",)
+
+
+def test_spans_say_where_citations_stand() -> None:
+    """Characters of the thought and of the abstract, of both as they were given, whatever their alphabet."""
+    abstract, thought = ["β‑blockers: pain fell by 2·4 points."], "ﬁne: pain fell by 2.4 points, not 77"
+    found = evidence(thought, abstract)
+    shown = [
+        (s.kind, s.supported, thought[s.start : s.end], s.source and abstract[0][slice(*s.source)]) for s in found.spans
+    ]
+    assert shown == [
+        ("phrase", True, "pain fell by 2.4 points", "pain fell by 2·4 points"),
+        ("figure", True, "2.4", "2·4"),
+        ("figure", False, "77", None),
+    ]
+
+
+def test_a_phrase_counts_once_at_any_length() -> None:
+    """The same passage quoted in growing pieces is one data point."""
+    words = ABSTRACT[1].split()
+    assert evidence(". ".join(" ".join(words[:length]) for length in (4, 5, 6, 7)), ABSTRACT).phrase_points == 1
 
 
 def test_phrases_of_the_question_earn_nothing() -> None:
@@ -103,7 +171,7 @@ def test_phrases_ignore_case_and_punctuation() -> None:
 
 def test_long_copy_earns_nothing() -> None:
     """Copying more words in a row than allowed earns nothing."""
-    abstract = [" ".join(f"word{i}" for i in range(80))]
+    abstract = [" ".join(f"{a}{b}" for a in "abcdefgh" for b in "klmnopqrst")]
     copied = abstract[0].split()
     assert grounding(" ".join(copied[:60]), abstract, "", RewardConfig()) == 1.0
     assert grounding(" ".join(copied[:61]), abstract, "", RewardConfig()) == 0.0

@@ -1,4 +1,4 @@
-"""The four tasks: what they hand to the library, under which key Prefect keeps them, and how tracking may fail."""
+"""The five tasks: what they hand to the library, under which key Prefect keeps them, and how tracking may fail."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -19,10 +19,11 @@ from tasks.running import RETRIES, cache_key
 
 CONFIG = RunConfig(runs_dir=Path("/nowhere/runs"))
 DATA = Manifest(uri="/runs/.artifacts/data-0", sha256="d" * 64, bytes=1, files=1)
+AUDITED = Manifest(uri="/runs/.artifacts/audit-0", sha256="a" * 64, bytes=1, files=1)
 TRAINED = Manifest(uri="/runs/.artifacts/train-0", sha256="e" * 64, bytes=1, files=1)
 EVALUATED = Manifest(uri="/runs/.artifacts/evaluation-0", sha256="f" * 64, bytes=1, files=1)
-TASKS = (stages.prepare, stages.train, stages.evaluate, stages.register)
-GIVEN = {"config": CONFIG, "data": DATA, "trained": TRAINED, "evaluated": EVALUATED}
+TASKS = (stages.prepare, stages.audit, stages.train, stages.evaluate, stages.register)
+GIVEN = {"config": CONFIG, "data": DATA, "audited": AUDITED, "trained": TRAINED, "evaluated": EVALUATED}
 
 
 class Silent:
@@ -55,14 +56,15 @@ def test_every_stage_survives(each: Task[..., Manifest]) -> None:
 
 
 def test_the_stages_go_by_their_names() -> None:
-    """Prefect and summary.json show the stages as prepare, train, evaluate and register."""
-    assert [each.name for each in TASKS] == ["prepare", "train", "evaluate", "register"]
+    """Prefect and summary.json show the stages as prepare, audit, train, evaluate and register."""
+    assert [each.name for each in TASKS] == ["prepare", "audit", "train", "evaluate", "register"]
 
 
 @pytest.mark.parametrize(
     ("each", "key"),
     [
         (stages.prepare, library.prepare_key(CONFIG)),
+        (stages.audit, library.audit_key(CONFIG, DATA)),
         (stages.train, library.train_key(CONFIG, DATA)),
         (stages.evaluate, library.evaluate_key(CONFIG, DATA, TRAINED)),
         (stages.register, library.register_key(CONFIG, TRAINED, EVALUATED)),
@@ -96,18 +98,18 @@ def test_each_task_is_one_call_of_the_library(monkeypatch: pytest.MonkeyPatch) -
     assert stages.prepare.fn(CONFIG) == DATA
     assert stages.train.fn(CONFIG, DATA) == TRAINED
     assert stages.evaluate.fn(CONFIG, DATA, TRAINED) == EVALUATED
-    assert stages.register.fn(CONFIG, DATA, TRAINED, EVALUATED) == DATA
+    assert stages.register.fn(CONFIG, DATA, AUDITED, TRAINED, EVALUATED) == DATA
     assert calls["prepare"] == (CONFIG,)
     assert calls["train"][:2] == (CONFIG, DATA)
     assert calls["evaluate"][:3] == (CONFIG, DATA, TRAINED)
-    assert calls["register"][:4] == (CONFIG, DATA, TRAINED, EVALUATED)
+    assert calls["register"][:5] == (CONFIG, DATA, AUDITED, TRAINED, EVALUATED)
 
 
 def test_a_registration_outside_a_flow_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a flow run the MLflow tags say "none" rather than nothing."""
     tags: list[Mapping[str, str]] = []
     monkeypatch.setattr(library, "register", lambda *given: tags.append(given[-1]))
-    stages.register.fn(CONFIG, DATA, TRAINED, EVALUATED)
+    stages.register.fn(CONFIG, DATA, AUDITED, TRAINED, EVALUATED)
     assert tags == [{"medgrpo.flow_run": "none", "medgrpo.flow_run_name": "none"}]
 
 

@@ -1,0 +1,108 @@
+"""Attacks on the rewards: none gets through, and one that would is found."""
+
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from medgrpo.completions import parse_completion, render_completion
+from medgrpo.config import RewardConfig
+from medgrpo.domains import pubmedqa, synthetic
+from medgrpo.prompts import gold_completion
+from medgrpo.records import Record
+from medgrpo.rewards import score_completion
+from medgrpo.rewards.audit import ATTACKS, AuditReport, Target, audit
+from medgrpo.testing import tiny_record
+
+
+def published() -> list[Record]:
+    """PubMedQA's pool."""
+    directory = os.environ.get("MEDGRPO_PUBMEDQA")
+    if not directory:
+        pytest.skip("MEDGRPO_PUBMEDQA does not name a directory with ori_pqal.json")
+    return pubmedqa.load(Path(directory) / "ori_pqal.json").split("train")
+
+
+def target(record: Record, wrong: str = "no") -> Target:
+    thought = parse_completion(gold_completion(record)).thought
+    return Target(record, thought, wrong, "Nothing was found (p=0.4).", Random(0))
+
+
+def test_no_attack_gets_through_on_synthetic_records() -> None:
+    """On a hundred records every attack earns less than gold, and no wrong verdict as much as a plain right one."""
+    report = audit(synthetic.generate(100, seed=5), RewardConfig())
+    assert report.holds, report.holes()
+    assert report.lowest_gold == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+def test_no_attack_gets_through_on_published_records() -> None:
+    """Nor on PubMedQA's 500 pool records, in under a minute; gold earns at least 0.95 of the maximum."""
+    records = published()
+    started = time.process_time()
+    report = audit(records, RewardConfig())
+    assert report.holds, report.holes()
+    assert report.records == 500
+    assert report.lowest_gold >= 0.95
+    assert time.process_time() - started < 60
+
+
+def test_there_are_attacks_of_every_sort() -> None:
+    """At least 25 kinds; none is the gold completion, and the same seed gives the same."""
+    record = tiny_record()
+    made = {kind: attack(target(record)) for kind, attack in ATTACKS.items()}
+    assert len(made) >= 25
+    assert gold_completion(record) not in made.values()
+    assert made == {kind: attack(target(record)) for kind, attack in ATTACKS.items()}
+
+
+@pytest.mark.parametrize("kind", ["praise", "another language", "parroted instructions"])
+def test_a_hole_is_found(kind: str) -> None:
+    """Where grounding pays nothing, a thought without content reaches gold, on every record."""
+    report = audit([tiny_record("1"), tiny_record("2", "no")], RewardConfig(grounding=0))
+    [found] = [result for result in report.kinds if result.kind == kind]
+    assert found.holes == ("1", "2")
+    assert not report.holds
+    assert f"{kind!r} earns as much as the gold completion on 2 of 2 records" in report.holes()
+
+
+def test_a_wrong_verdict_above_a_right_one_is_found() -> None:
+    """Settings that pay a hedge as much as the truth, which validation refuses, would not get past the audit either."""
+    config = RewardConfig.model_construct(**{**RewardConfig().model_dump(), "hedge": 1.0})
+    report = audit([tiny_record("1"), tiny_record("2", "no")], config)
+    assert {kind.kind for kind in report.kinds if kind.outranks_truth} >= {"hedged verdict"}
+    assert not report.holds
+
+
+def test_a_report_can_be_kept(tmp_path: Path) -> None:
+    """Written as JSON and read again it has the same rows."""
+    report = audit([tiny_record("1"), tiny_record("2", "maybe")], RewardConfig())
+    (tmp_path / "audit.json").write_text(json.dumps(asdict(report)))
+    assert AuditReport.read(tmp_path / "audit.json").rows() == report.rows()
+
+
+def test_a_thought_that_names_another_answer_is_paid_the_verdict_alone() -> None:
+    """Saying "the answer is no" above a yes loses structure and grounding, whatever was cited."""
+    record = tiny_record()
+    thought = parse_completion(gold_completion(record)).thought
+    assert score_completion(record, render_completion(f"{thought} The answer is no.", "yes")).total == 1.0
+    assert score_completion(record, render_completion(f"{thought} The answer is yes.", "yes")).total > 1.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "piece",
+    ["1", "a", " ", "a ", "1,111,", "0.5 ", "<thought>", "</thought>", "<answer>", "</thought> <answer>yes", "é", "\u200b",
+     "the answer is ", "twenty ", "p=0.05 ", "."],
+)  # fmt: skip
+def test_no_long_text_stalls(piece: str) -> None:
+    """A megabyte of anything, bare or as a thought, is scored within a second."""
+    text = piece * (1_000_000 // len(piece))
+    started = time.process_time()
+    for completion in (text, f"<thought>{text}</thought><answer>yes</answer>"):
+        assert 0 <= score_completion(tiny_record(), completion).total <= 1.7
+    assert time.process_time() - started < 2
