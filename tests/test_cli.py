@@ -131,9 +131,8 @@ def test_audit_shows_what_attacks_earn(run: Run) -> None:
     """A table by kind of attack, weakest defence first, and the share of the maximum that gold completions earn."""
     code, out, _ = run("audit", "demo", "--set", "data.synthetic_pool=60")
     assert code == 0
-    assert (
-        out.split("\n")[0].split() == "attack records worst margin median margin reaches gold wrong above right".split()
-    )
+    columns = "attack records worst margin median margin reaches gold wrong above right"
+    assert " ".join(out.split("\n")[0].split()) == columns
     assert "pasted abstract" in out
     assert "Gold completions earn at least 100% of the maximum." in out
 

@@ -106,7 +106,8 @@ def test_a_stage_depends_on_the_one_before(stage: str) -> None:
 
 def test_keys_name_their_stage() -> None:
     """Artifact directories can be told apart by eye."""
-    assert [key.rpartition("-")[0] for key in _keys().values()] == ["data", "train", "evaluation", "registration"]
+    stems = ["data", "audit", "train", "evaluation", "registration"]
+    assert [key.rpartition("-")[0] for key in _keys().values()] == stems
 
 
 def _corpus(directory: Path, text: str, ground_truth: str | None = None) -> RunConfig:
@@ -249,7 +250,7 @@ def test_rewards_with_a_hole_end_the_run_before_it_trains(prepared: tuple[RunCon
     """The sentence names the hole and what to do; nothing is kept, so that the next run attacks again."""
     config, data = prepared
     open_config = config.model_copy(update={"rewards": RewardConfig(grounding=0)})
-    with pytest.raises(InputError, match="'praise' earns as much as the gold completion on .*set audit=warn"):
+    with pytest.raises(InputError, match=r"'praise' earns as much as the gold completion on .*set audit=warn"):
         stages.audit(open_config, data)
     assert not (config.runs_dir.absolute() / stages.ARTIFACTS / stages.audit_key(open_config, data)).exists()
 

@@ -5,7 +5,8 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -218,10 +219,17 @@ def _log_evidence(client: "MlflowClient", run_id: str, candidate: Candidate, evi
     for name in ("report.html", "predictions.json", "metrics.json"):
         client.log_artifact(run_id, str(evaluation / name))
     if candidate.audit_dir:
-        attacks = AuditReport.read(candidate.audit_dir / "audit.json").rows()
-        client.log_table(run_id, {name: [row[name] for row in attacks] for name in attacks[0]}, "audit.json")
+        _log_table(client, run_id, AuditReport.read(candidate.audit_dir / "audit.json").rows(), "audit.json")
     if (evaluation / "plots").is_dir():
         client.log_artifacts(run_id, str(evaluation / "plots"), "plots")
+
+
+def _log_table(client: "MlflowClient", run_id: str, rows: Sequence[Mapping[str, object]], name: str) -> None:
+    """Rows as a table that MLflow's pages show and compare."""
+    with warnings.catch_warnings():
+        # MLflow looks for images among the columns in a way that pandas deprecates.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        client.log_table(run_id, {column: [row[column] for row in rows] for column in rows[0]}, name)
 
 
 def _flat_results(models: Mapping[str, Any]) -> dict[str, float]:

@@ -18,6 +18,9 @@ from medgrpo.rewards import score_completion
 from medgrpo.rewards.audit import ATTACKS, AuditReport, Target, audit
 from medgrpo.testing import tiny_record
 
+TAGS = ("<thought>", "</thought>", "<answer>", "</thought> <answer>yes")
+PIECES = ("1", "a", " ", "a ", ".", "é", "\u200b", "1,111,", "0.5 ", "p=0.05 ", "twenty ", "the answer is ", *TAGS)
+
 
 def published() -> list[Record]:
     """PubMedQA's pool."""
@@ -94,11 +97,7 @@ def test_a_thought_that_names_another_answer_is_paid_the_verdict_alone() -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "piece",
-    ["1", "a", " ", "a ", "1,111,", "0.5 ", "<thought>", "</thought>", "<answer>", "</thought> <answer>yes", "é", "\u200b",
-     "the answer is ", "twenty ", "p=0.05 ", "."],
-)  # fmt: skip
+@pytest.mark.parametrize("piece", PIECES)
 def test_no_long_text_stalls(piece: str) -> None:
     """A megabyte of anything, bare or as a thought, is scored within a second."""
     text = piece * (1_000_000 // len(piece))
