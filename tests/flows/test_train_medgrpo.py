@@ -121,7 +121,7 @@ def story(prefect_server: None, tiny: Path) -> dict[str, Chapter]:
 def test_a_run_leaves_its_directory(story: dict[str, Chapter]) -> None:
     """A run leaves its settings, data, training, evaluation, report and summary, and `latest` points to the newest."""
     first = story["first"]
-    assert first.files == {"config.json", "data", "train", "evaluation", "report.html", "summary.json"}
+    assert first.files == {"config.json", "data", "audit", "train", "evaluation", "report.html", "summary.json"}
     evaluation = {path.name for path in (first.directory / "evaluation").iterdir()}
     assert {"predictions.jsonl", "predictions.json", "metrics.json", "report.html"} <= evaluation
     assert (first.directory / "train" / "metrics.jsonl").is_file()
@@ -316,7 +316,7 @@ def test_an_outage_is_a_sentence(outage: Outage) -> None:
 
 def test_an_outage_costs_no_results(outage: Outage) -> None:
     """Training, evaluation and report are there although nothing could be registered."""
-    assert outage.files == {"config.json", "data", "train", "evaluation", "report.html"}
+    assert outage.files == {"config.json", "data", "audit", "train", "evaluation", "report.html"}
 
 
 def test_after_an_outage_only_the_registration_is_left(outage: Outage) -> None:
