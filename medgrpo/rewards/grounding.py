@@ -41,7 +41,7 @@ _SPELLED = {
 _DASHES = dict.fromkeys(map(ord, "‐‑‒–—−"), "-") | {ord("·"): "."}
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"), "")
 _FIGURE = r"(?<![\w.])(?<![A-Za-z]-)(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE]-?\d{1,2}(?!\d))?(?!\d)"
-_SPELLED_FIGURE = rf"\b(?:(?:{'|'.join(_TENS)})(?:[- ](?:{'|'.join(_SMALL)}))?|{'|'.join(_TEENS)})\b"
+_SPELLED_FIGURE = rf"\b(?a:(?:{'|'.join(_TENS)})(?:[- ](?:{'|'.join(_SMALL)}))?|{'|'.join(_TEENS)})\b"
 _TOKEN = re.compile(
     rf"(?P<figure>{_FIGURE})(?P<percent>\s?(?:%|per\s?cent\b))?|(?P<spelled>{_SPELLED_FIGURE})"
     r"(?P<spelled_percent>\s?(?:%|per\s?cent\b))?|[^\W_]+(?:[.,]\d+)*",

@@ -175,3 +175,18 @@ def test_long_copy_earns_nothing() -> None:
     copied = abstract[0].split()
     assert grounding(" ".join(copied[:60]), abstract, "", RewardConfig()) == 1.0
     assert grounding(" ".join(copied[:61]), abstract, "", RewardConfig()) == 0.0
+
+
+@deterministic
+@given(st.text(st.sampled_from("fıİiftyſsxé -नine1२²①%.,")))
+def test_letters_that_only_look_like_others_are_read(text: str) -> None:
+    """Dotless and dotted i, the long s and digits of other scripts never stop a reward."""
+    assert 0 <= grounding(text, [f"Seen in fifty-nine ({text})."], text, RewardConfig()) <= 1
+    assert 0 <= grounding(f"f{text}fty sıxty nİne {text}", [text], "", RewardConfig()) <= 1
+
+
+@pytest.mark.parametrize("text", ["fİfty", "fıfty", "twenty nİne"])
+def test_numbers_in_words_are_ascii(text: str) -> None:
+    """A word with another alphabet's i is no number."""
+    assert "50" not in figures(text)
+    assert "29" not in figures(text)
