@@ -55,7 +55,7 @@ def audit(config: RunConfig, data: Manifest) -> Manifest:
     def fill(directory: Path) -> None:
         report = attack(load_records(data.path, "train"), config.rewards)
         write_json(directory / "audit.json", asdict(report))
-        advice = f"the rewards can be gamed: {report.holes()}. Change rewards.*; `medgrpo audit` shows the completions."
+        advice = f"{report.holes()} Change rewards.*; `medgrpo audit` shows the completions."
         if not report.holds and config.audit == "fail":
             raise InputError(f"{advice} To train all the same, set audit=warn.")
         if not report.holds:

@@ -75,7 +75,7 @@ class KindResult:
         median_margin: the median distance.
         holes: ids of records where it reaches gold.
         outranks_truth: ids where it has a wrong verdict and earns at least as much as the plainest right answer.
-        example: the completion with the smallest margin.
+        example: a completion that got through, or else the one with the smallest margin.
     """
 
     kind: str
@@ -118,7 +118,7 @@ class AuditReport:
         return cls(**{**values, "kinds": tuple(KindResult(**kind) for kind in values["kinds"])})
 
     def holes(self) -> str:
-        """What got through, in a sentence; empty where nothing did."""
+        """That the rewards can be gamed and how, in a sentence; empty where nothing got through."""
         found = [
             f"{kind.kind!r} earns as much as the gold completion on {len(kind.holes)} of {kind.records} records"
             if kind.holes
@@ -126,7 +126,7 @@ class AuditReport:
             for kind in self.kinds
             if not kind.holds
         ]
-        return "; ".join(found)
+        return f"the rewards can be gamed: {'; '.join(found)}." if found else ""
 
     def rows(self) -> list[dict[str, object]]:
         """One row per kind, for a table."""
@@ -179,15 +179,16 @@ def audit(
 
 
 def _result(kind: str, outcomes: Sequence[tuple[float, bool, str, str]]) -> KindResult:
-    worst = min(outcomes, key=lambda outcome: outcome[0])
+    worst = min(margin for margin, *_ in outcomes)
+    *_, example = min(outcomes, key=lambda outcome: (not outcome[1], outcome[0]))
     return KindResult(
         kind=kind,
         records=len(outcomes),
-        worst_margin=worst[0],
+        worst_margin=worst,
         median_margin=median(margin for margin, *_ in outcomes),
         holes=tuple(record for margin, _, record, _ in outcomes if margin <= 1e-9),
         outranks_truth=tuple(record for _, outranks, record, _ in outcomes if outranks),
-        example=worst[3],
+        example=example,
     )
 
 
