@@ -39,12 +39,14 @@ def cast_weights(model: Any, dtype: torch.dtype | None) -> Iterator[None]:
     Trained ones stay: a parameter whose type changes loses the gradient hooks that data-parallel training puts on it.
     Those of a folded adapter are not read anyway.
     """
+    if dtype is None:
+        yield
+        return
     frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
     kept = [(parameter, parameter.data) for parameter in frozen]
     try:
-        if dtype is not None:
-            for parameter, weight in kept:
-                parameter.data = weight.to(dtype)
+        for parameter, weight in kept:
+            parameter.data = weight.to(dtype)
         yield
     finally:
         for parameter, weight in kept:

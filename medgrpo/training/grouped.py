@@ -22,7 +22,7 @@ from medgrpo.prefix.attention import Packing, layout_inputs
 from medgrpo.prefix.generation import Sampling, generate_completions
 from medgrpo.prefix.linear import reordered_weights
 from medgrpo.prefix.support import log_unshared, prepare
-from medgrpo.training import lora
+from medgrpo.training import lean, lora
 
 Inputs = dict[str, Any]
 
@@ -49,7 +49,9 @@ class GroupedGRPOTrainer(GRPOTrainer):
         # These terms are computed over a whole batch, and several processes exchange numbers in every loss.
         whole = self.accelerator.num_processes > 1 or self.aux_loss_enabled or self.top_entropy_quantile < 1
         self._cuts_steps = not whole
-        lora.install(self.accelerator.unwrap_model(self.model))
+        policy = self.accelerator.unwrap_model(self.model)
+        lora.install(policy)
+        lean.install(policy)
 
     def _can_share(self) -> bool:
         models = [self.accelerator.unwrap_model(model) for model in (self.model, self.ref_model) if model is not None]
