@@ -58,7 +58,7 @@ def _changed(*overrides: str) -> set[str]:
         ("policy.base=other/model", {"prepare", "train"}),
         ("policy.revision=abc", {"prepare", "train"}),
         ("grpo.max_completion_length=32", {"prepare", "train"}),
-        ("rewards.hedge=0.1", {"prepare", "audit", "train", "evaluate"}),
+        ("rewards.agreement=0.1", {"prepare", "audit", "train", "evaluate"}),
         ("audit=warn", {"audit"}),
         ("tracking.alias=challenger", {"register"}),
         ("tracking.uri=sqlite:////tmp/other.db", {"register"}),

@@ -96,7 +96,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class _Token:
+class Token:
     """A word, or a figure as a plain decimal, and where it stands in the text as given."""
 
     word: str
@@ -128,7 +128,7 @@ def figures(text: str) -> tuple[str, ...]:
     >>> figures("1,234 of 2.50 (p = .05, p=5e-2), 12% in TNF1, and twenty-four more")
     ('1234', '2.5', '0.05', '12', '24')
     """
-    return tuple(dict.fromkeys(token.word for token in _read(text) if token.is_figure))
+    return tuple(dict.fromkeys(token.word for token in read(text) if token.is_figure))
 
 
 def tokenize(text: str) -> list[str]:
@@ -137,7 +137,7 @@ def tokenize(text: str) -> list[str]:
     >>> tokenize("Mortality fell (p<.050).")
     ['mortality', 'fell', 'p', '0.05']
     """
-    return [token.word for token in _read(text)]
+    return [token.word for token in read(text)]
 
 
 def unsupported_figures(text: str, abstract: str) -> tuple[str, ...]:
@@ -153,8 +153,8 @@ def evidence(thought: str, contexts: Sequence[str], question: str = "") -> Evide
     (('14',), ('99',), 1, 1)
     """
     source = _source("\n".join(contexts))
-    tokens = _read(thought[:MAX_CHARACTERS])
-    asked = _read(question)
+    tokens = read(thought[:MAX_CHARACTERS])
+    asked = read(question)
     runs = _shared_runs([token.word for token in tokens], source)
     covered = {place for _, start, length in runs for place in range(start, start + length)}
     known = {token.word for token in asked if token.checked}
@@ -194,7 +194,8 @@ def grounding(thought: str, contexts: Sequence[str], question: str, config: Rewa
 
 
 @lru_cache(maxsize=1024)
-def _read(text: str) -> tuple[_Token, ...]:
+def read(text: str) -> tuple[Token, ...]:
+    """The words and figures of a text, in order, with where they stand."""
     plain, origin = _plain(text)
     tokens = []
     for match in _TOKEN.finditer(plain):
@@ -211,7 +212,7 @@ def _read(text: str) -> tuple[_Token, ...]:
         is_figure = bool(figure or spelled)
         checked = is_figure or any(map(str.isdigit, word))
         place = (origin[start], origin[last] + 1) if origin else (start, end)
-        tokens.append(_Token(word, is_figure, percent, *place, checked))
+        tokens.append(Token(word, is_figure, percent, *place, checked))
     return tuple(tokens)
 
 
@@ -236,7 +237,7 @@ class _Source:
     """An abstract, read once for all completions about it."""
 
     def __init__(self, abstract: str) -> None:
-        self.tokens = _read(abstract)
+        self.tokens = read(abstract)
         self.words = [token.word for token in self.tokens]
         self.counts = Counter(self.words)
         self.by_word: dict[str, list[int]] = {}
@@ -254,7 +255,7 @@ class _Source:
         """Characters of `length` tokens from `start`."""
         return self.tokens[start].start, self.tokens[start + length - 1].end
 
-    def beside(self, tokens: Sequence[_Token], place: int) -> set[int]:
+    def beside(self, tokens: Sequence[Token], place: int) -> set[int]:
         """Places of figures with a neighbour like one of the figure at `place` of another text."""
         return {at for key in _neighbours(tokens, place) for at in self.by_neighbour.get(key, ())}
 
@@ -264,7 +265,7 @@ class _Source:
         return any(token.percent for token in ahead if token.is_figure)
 
 
-def _neighbours(tokens: Sequence[_Token], place: int) -> list[tuple[int, str]]:
+def _neighbours(tokens: Sequence[Token], place: int) -> list[tuple[int, str]]:
     return [(step, tokens[place + step].key) for step in (-1, 1) if 0 <= place + step < len(tokens)]
 
 
@@ -277,13 +278,13 @@ def _source(abstract: str) -> _Source:
 class _Cited:
     """A figure or name of the thought, its place in the abstract, and whether it stands there among the same words."""
 
-    token: _Token
+    token: Token
     source: int | None
     in_context: bool
     span: Span
 
 
-def _cite(tokens: Sequence[_Token], place: int, source: _Source, known: Set[str]) -> _Cited:
+def _cite(tokens: Sequence[Token], place: int, source: _Source, known: Set[str]) -> _Cited:
     """Find a figure or name of the thought in the abstract.
 
     The place among the most of the same words is the one meant. If that holds another figure, this one is misquoted.
@@ -333,7 +334,7 @@ class _Agreement:
 _NOWHERE = _Agreement(0, 0, 0, 0, float("inf"))
 
 
-def _agreement(tokens: Sequence[_Token], place: int, source: "_Source", at: int) -> _Agreement:
+def _agreement(tokens: Sequence[Token], place: int, source: "_Source", at: int) -> _Agreement:
     """Compare the tokens around two figures; a figure beside another one is passed over, whatever its value."""
     shared, words, rarest, others = [0, 0], 0, float("inf"), source.tokens
     for side, step in enumerate((-1, 1)):
