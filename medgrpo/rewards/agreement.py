@@ -44,7 +44,7 @@ def agreement(thought: str, record: Record, config: RewardConfig) -> float:
     ...     "Pain fell. A relieves pain better than placebo.", "Pain was relieved by A.", "Does A help?")]
     [1.0, 0.2857142857142857, 0.0]
     """
-    expert = _expert(record.long_answer, record.contexts, record.question, config.max_thought_words // 2)
+    expert = read_conclusion(record.long_answer, record.contexts, record.question, config.max_thought_words // 2)
     if not expert.stems:
         return 1.0
     if len(thought) > MAX_CHARACTERS:
@@ -69,7 +69,8 @@ def conclusion(long_answer: str, contexts: Sequence[str], limit: int) -> str:
     kept: list[str] = []
     for sentence in split_sentences(long_answer):
         joined = " ".join([*kept, sentence])
-        if unsupported_figures(joined, abstract):
+        # A sentence without figures is not worth looking up.
+        if any(token.checked for token in read(sentence)) and unsupported_figures(joined, abstract):
             continue
         if kept and len(joined.split()) > limit:
             break
@@ -103,7 +104,8 @@ def stems(words: Sequence[str]) -> list[str]:
 
 
 @lru_cache(maxsize=4096)
-def _expert(long_answer: str, contexts: tuple[str, ...], question: str, limit: int) -> _Conclusion:
+def read_conclusion(long_answer: str, contexts: tuple[str, ...], question: str, limit: int) -> _Conclusion:
+    """The expert's conclusion, read once for all completions about it."""
     said = conclusion(long_answer, contexts, limit)
     words = tokenize(said)
     asked = frozenset(stems(tokenize(question)))
