@@ -179,10 +179,22 @@ class GrpoConfig(Settings):
 class RewardConfig(Settings):
     """What a completion is paid; see `medgrpo.rewards` for the formula and its bounds."""
 
+    mode: Literal["gated", "weighted"] = "gated"
+    """`gated` pays evidence only with the right verdict and nothing outside the strict form; `weighted` adds the grades
+    up whatever the verdict, as public examples do. It is there for comparison: the audit finds its holes, so a run
+    with it needs audit=warn."""
     correctness: PositiveFloat = 1.0
-    """Paid for the expert's verdict in strict form."""
-    hedge: float = Field(default=0.2, ge=0, lt=1)
-    """Share of `correctness` paid when one of the two verdicts is "maybe": less wrong than yes for no."""
+    """Paid for the expert's verdict in strict form, its share `agreement` included."""
+    agreement: float = Field(default=0.2, ge=0, lt=1)
+    """Share of `correctness` that a right answer earns by a thought that concludes what the expert concluded."""
+    cost_yes_for_no: float = Field(default=1.0, ge=0, le=1)
+    """Share of `correctness` that "yes" loses where the expert says no: a treatment that does not help."""
+    cost_no_for_yes: float = Field(default=1.0, ge=0, le=1)
+    """Share of `correctness` that "no" loses where the expert says yes: a treatment withheld."""
+    cost_maybe_for_either: float = Field(default=0.8, ge=0, le=1)
+    """Share of `correctness` that "maybe" loses where the expert says yes or no: undecided, but misleading nobody."""
+    cost_either_for_maybe: float = Field(default=0.9, ge=0, le=1)
+    """Share of `correctness` that "yes" or "no" loses where the expert says maybe: surer than the evidence."""
     grounding: NonNegativeFloat = 0.5
     """Paid at most for citing the abstract, only with the right verdict."""
     structure: NonNegativeFloat = 0.2
@@ -197,14 +209,21 @@ class RewardConfig(Settings):
     """Shorter thoughts lose structure in proportion."""
     max_thought_words: PositiveInt = 120
     """Longer thoughts lose structure, all of it at twice this length."""
+    overlong_share: float = Field(default=0.1, ge=0, le=1)
+    """Last share of grpo.max_completion_length in which a completion loses structure, all of it at the cap; 0 is off.
+    DAPO's is 0.2; a tenth leaves the longest gold completions of the shipped profiles their full grade."""
 
     @model_validator(mode="after")
     def _truth_outranks_form(self) -> Self:
-        best_wrong = self.structure + self.correctness * self.hedge
-        if best_wrong >= self.correctness:
+        costs = {name: getattr(self, name) for name in type(self).model_fields if name.startswith("cost_")}
+        cheapest = min(costs, key=costs.__getitem__)
+        best_wrong = self.structure + self.correctness * (1 - costs[cheapest])
+        worst_right = self.correctness * (1 - self.agreement)
+        if self.mode == "gated" and best_wrong > worst_right - 1e-9:
             raise ValueError(
-                f"with structure {self.structure:g} and hedge {self.hedge:g} a wrong answer could earn "
-                f"{best_wrong:g}, as much as a right one's {self.correctness:g}; lower them or raise correctness"
+                f"with structure {self.structure:g} and {cheapest} {costs[cheapest]:g} a wrong answer could earn "
+                f"{best_wrong:g}, as much as the {worst_right:g} of a right one at correctness {self.correctness:g} "
+                f"and agreement {self.agreement:g}; raise the cost or correctness, or lower structure or agreement"
             )
         return self
 

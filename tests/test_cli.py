@@ -139,7 +139,9 @@ def test_audit_shows_what_attacks_earn(run: Run) -> None:
 
 def test_audit_of_rewards_with_a_hole_shows_it(run: Run) -> None:
     """Where thoughts are not paid for, empty praise earns as much as gold: said with an example, exit code 2."""
-    code, out, err = run("audit", "--set", "data.synthetic_pool=60", "--set", "rewards.grounding=0")
+    code, out, err = run(
+        "audit", "--set", "data.synthetic_pool=60", "--set", "rewards.grounding=0", "--set", "rewards.agreement=0"
+    )
     assert code == 2
     assert "<thought>This reasoning is careful" in out
     assert "the rewards can be gamed" in err

@@ -22,7 +22,9 @@ changes = st.fixed_dictionaries(
         "runs_dir": st.sampled_from(["runs", "/tmp/elsewhere"]),
         "data": st.fixed_dictionaries({}, optional={"fold": st.integers(0, 9), "path": st.none() | st.just("a.json")}),
         "grpo": st.fixed_dictionaries({}, optional={"steps": st.integers(1, 999), "learning_rate": positive}),
-        "rewards": st.fixed_dictionaries({}, optional={"hedge": st.floats(0, 0.99), "evidence": st.integers(1, 9)}),
+        "rewards": st.fixed_dictionaries(
+            {}, optional={"cost_maybe_for_either": st.floats(0.5, 1), "evidence": st.integers(1, 9)}
+        ),
         "evaluation": st.fixed_dictionaries({}, optional={"cases": st.just("all") | st.integers(1, 500)}),
     },
 )
@@ -217,6 +219,18 @@ def test_a_warmup_batch_that_micro_batches_cannot_make_up_is_refused(sizes: dict
 
 
 def test_rewards_that_pay_a_wrong_answer_like_a_right_one_are_refused() -> None:
-    """Form may never be paid as much as truth."""
+    """Settings under which a wrong answer could earn as much as a right one are refused, naming them."""
     with pytest.raises(InputError, match=r"rewards: with structure 2 .* a wrong answer could earn 2\.2"):
         parse_config({"rewards": {"structure": 2}})
+    for cost in ("cost_yes_for_no", "cost_no_for_yes", "cost_maybe_for_either", "cost_either_for_maybe"):
+        with pytest.raises(
+            InputError, match=rf"and {cost} 0\.4 a wrong answer could earn 0\.8, as much as the 0\.8 of"
+        ):
+            parse_config({"rewards": {cost: 0.4}})
+    with pytest.raises(InputError, match=r"as much as the 0\.4 of a right one at correctness 1 and agreement 0\.6"):
+        parse_config({"rewards": {"agreement": 0.6}})
+
+
+def test_a_weighted_sum_may_pay_a_wrong_answer_like_a_right_one() -> None:
+    """The mode for comparison is not held to that: it is what it is compared for."""
+    assert parse_config({"rewards": {"mode": "weighted", "structure": 2}}).rewards.structure == 2

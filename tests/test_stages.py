@@ -58,7 +58,7 @@ def _changed(*overrides: str) -> set[str]:
         ("policy.base=other/model", {"prepare", "train"}),
         ("policy.revision=abc", {"prepare", "train"}),
         ("grpo.max_completion_length=32", {"prepare", "train"}),
-        ("rewards.hedge=0.1", {"prepare", "audit", "train", "evaluate"}),
+        ("rewards.agreement=0.1", {"prepare", "audit", "train", "evaluate"}),
         ("audit=warn", {"audit"}),
         ("tracking.alias=challenger", {"register"}),
         ("tracking.uri=sqlite:////tmp/other.db", {"register"}),
@@ -249,8 +249,8 @@ def test_an_audit_keeps_what_each_attack_earned(prepared: tuple[RunConfig, Manif
 def test_rewards_with_a_hole_end_the_run_before_it_trains(prepared: tuple[RunConfig, Manifest]) -> None:
     """The sentence names the hole and what to do; nothing is kept, so that the next run attacks again."""
     config, data = prepared
-    open_config = config.model_copy(update={"rewards": RewardConfig(grounding=0)})
-    with pytest.raises(InputError, match=r"'praise' earns as much as the gold completion on .*set audit=warn"):
+    open_config = config.model_copy(update={"rewards": RewardConfig(mode="weighted")})
+    with pytest.raises(InputError, match=r"'hedged verdict' with a wrong verdict outranks a right one.*set audit=warn"):
         stages.audit(open_config, data)
     assert not (config.runs_dir.absolute() / stages.ARTIFACTS / stages.audit_key(open_config, data)).exists()
 

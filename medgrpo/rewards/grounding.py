@@ -15,6 +15,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
+from typing import NamedTuple
 
 from medgrpo.config import RewardConfig
 
@@ -42,9 +43,11 @@ _DASHES = dict.fromkeys(map(ord, "‐‑‒–—−"), "-") | {ord("·"): "."}
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"), "")
 _FIGURE = r"(?<![\w.])(?<![A-Za-z]-)(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE]-?\d{1,2}(?!\d))?(?!\d)"
 _SPELLED_FIGURE = rf"\b(?a:(?:{'|'.join(_TENS)})(?:[- ](?:{'|'.join(_SMALL)}))?|{'|'.join(_TEENS)})\b"
+# The looks ahead save most places of a text two of the three alternatives.
 _TOKEN = re.compile(
-    rf"(?P<figure>{_FIGURE})(?P<percent>\s?(?:%|per\s?cent\b))?|(?P<spelled>{_SPELLED_FIGURE})"
-    r"(?P<spelled_percent>\s?(?:%|per\s?cent\b))?|[^\W_]+(?:[.,]\d+)*",
+    rf"(?=[\d.])(?P<figure>{_FIGURE})(?P<percent>\s?(?:%|per\s?cent\b))?"
+    rf"|(?=[efnst])(?P<spelled>{_SPELLED_FIGURE})(?P<spelled_percent>\s?(?:%|per\s?cent\b))?"
+    r"|[^\W_]+(?:[.,]\d+)*",
     re.I,
 )
 
@@ -95,9 +98,17 @@ class Evidence:
     spans: tuple[Span, ...]
 
 
-@dataclass(frozen=True)
-class _Token:
-    """A word, or a figure as a plain decimal, and where it stands in the text as given."""
+class Token(NamedTuple):
+    """A word, or a figure as a plain decimal, and where it stands in the text as given.
+
+    Attributes:
+        word: in lower case.
+        is_figure: whether it is a number.
+        percent: whether it is followed by a percent sign.
+        start, end: its characters.
+        checked: whether an abstract must hold it: figures, and names with digits.
+        key: what two passages with different figures have in common.
+    """
 
     word: str
     is_figure: bool
@@ -105,12 +116,7 @@ class _Token:
     start: int
     end: int
     checked: bool
-    """Whether an abstract must hold it: figures, and names with digits."""
-
-    @property
-    def key(self) -> str:
-        """What two passages with different figures have in common."""
-        return "#" if self.checked else self.word
+    key: str
 
 
 def normalize(text: str) -> str:
@@ -128,7 +134,7 @@ def figures(text: str) -> tuple[str, ...]:
     >>> figures("1,234 of 2.50 (p = .05, p=5e-2), 12% in TNF1, and twenty-four more")
     ('1234', '2.5', '0.05', '12', '24')
     """
-    return tuple(dict.fromkeys(token.word for token in _read(text) if token.is_figure))
+    return tuple(dict.fromkeys(token.word for token in read(text) if token.is_figure))
 
 
 def tokenize(text: str) -> list[str]:
@@ -137,7 +143,7 @@ def tokenize(text: str) -> list[str]:
     >>> tokenize("Mortality fell (p<.050).")
     ['mortality', 'fell', 'p', '0.05']
     """
-    return [token.word for token in _read(text)]
+    return [token.word for token in read(text)]
 
 
 def unsupported_figures(text: str, abstract: str) -> tuple[str, ...]:
@@ -152,13 +158,14 @@ def evidence(thought: str, contexts: Sequence[str], question: str = "") -> Evide
     >>> found.supported, found.unsupported, found.figure_points, found.phrase_points
     (('14',), ('99',), 1, 1)
     """
-    source = _source("\n".join(contexts))
-    tokens = _read(thought[:MAX_CHARACTERS])
-    asked = _read(question)
+    source = read_source("\n".join(contexts))
+    tokens = read(thought[:MAX_CHARACTERS])
+    asked = read(question)
     runs = _shared_runs([token.word for token in tokens], source)
     covered = {place for _, start, length in runs for place in range(start, start + length)}
     known = {token.word for token in asked if token.checked}
-    cited = [_cite(tokens, place, source, known) for place, token in enumerate(tokens) if token.checked]
+    keys = tuple([token.key for token in tokens])
+    cited = [_cite(tokens, keys, place, source, known) for place, token in enumerate(tokens) if token.checked]
     wrong = dict.fromkeys(one.token.word for one in cited if not one.span.supported)
     right = [one for one in cited if one.token.is_figure and one.source is not None and one.token.word not in wrong]
     phrases = [
@@ -194,25 +201,26 @@ def grounding(thought: str, contexts: Sequence[str], question: str, config: Rewa
 
 
 @lru_cache(maxsize=1024)
-def _read(text: str) -> tuple[_Token, ...]:
+def read(text: str) -> tuple[Token, ...]:
+    """The words and figures of a text, in order, with where they stand."""
     plain, origin = _plain(text)
     tokens = []
     for match in _TOKEN.finditer(plain):
-        figure, spelled = match["figure"], match["spelled"]
-        if figure:
-            word = format(Decimal(figure.replace(",", "")).normalize(), "f")
-        elif spelled:
-            word = str(_SPELLED[spelled.lower().replace(" ", "-")])
-        else:
-            word = match[0].lower()
         start, end = match.span()
-        percent = bool(match["percent"] or match["spelled_percent"])
-        last = end - 1
-        is_figure = bool(figure or spelled)
-        checked = is_figure or any(map(str.isdigit, word))
-        place = (origin[start], origin[last] + 1) if origin else (start, end)
-        tokens.append(_Token(word, is_figure, percent, *place, checked))
+        word, kind = match[0].lower(), match.lastgroup
+        checked = kind is not None or (not word.isalpha() and any(map(str.isdigit, word)))
+        if kind:
+            figure, spelled = match["figure"], match["spelled"]
+            word = format(Decimal(figure.replace(",", "")).normalize(), "f") if figure else _spelled_figure(spelled)
+        if origin:
+            start, end = origin[start], origin[end - 1] + 1
+        percent = kind is not None and kind.endswith("percent")
+        tokens.append(Token(word, kind is not None, percent, start, end, checked, "#" if checked else word))
     return tuple(tokens)
+
+
+def _spelled_figure(words: str) -> str:
+    return str(_SPELLED[words.lower().replace(" ", "-")])
 
 
 def _plain(text: str) -> tuple[str, list[int] | None]:
@@ -233,19 +241,20 @@ def _character(character: str) -> str:
 
 
 class _Source:
-    """An abstract, read once for all completions about it."""
+    """Where every word, figure and sequence of words of an abstract stands."""
 
     def __init__(self, abstract: str) -> None:
-        self.tokens = _read(abstract)
+        self.tokens = read(abstract)
         self.words = [token.word for token in self.tokens]
+        keys = tuple([token.key for token in self.tokens])
         self.counts = Counter(self.words)
         self.by_word: dict[str, list[int]] = {}
-        self.by_neighbour: dict[tuple[int, str], list[int]] = {}
+        self.by_frame: dict[_Frame, list[int]] = {}
         for place, token in enumerate(self.tokens):
             if token.checked:
                 self.by_word.setdefault(token.word, []).append(place)
-                for key in _neighbours(self.tokens, place):
-                    self.by_neighbour.setdefault(key, []).append(place)
+                for frame in _frames(keys, place):
+                    self.by_frame.setdefault(frame, []).append(place)
         self.starts: dict[tuple[str, ...], list[int]] = {}
         for place in range(len(self.words) - WORDS_PER_POINT + 1):
             self.starts.setdefault(tuple(self.words[place : place + WORDS_PER_POINT]), []).append(place)
@@ -254,9 +263,9 @@ class _Source:
         """Characters of `length` tokens from `start`."""
         return self.tokens[start].start, self.tokens[start + length - 1].end
 
-    def beside(self, tokens: Sequence[_Token], place: int) -> set[int]:
-        """Places of figures with a neighbour like one of the figure at `place` of another text."""
-        return {at for key in _neighbours(tokens, place) for at in self.by_neighbour.get(key, ())}
+    def framed(self, keys: tuple[str, ...], place: int) -> set[int]:
+        """Places of figures that may stand in a passage quoted around the figure at `place` of another text."""
+        return {at for frame in _frames(keys, place) for at in self.by_frame.get(frame, ())}
 
     def has_percent(self, place: int) -> bool:
         """Whether a figure is a percentage, as 5 is in "5 to 7%" too."""
@@ -264,12 +273,18 @@ class _Source:
         return any(token.percent for token in ahead if token.is_figure)
 
 
-def _neighbours(tokens: Sequence[_Token], place: int) -> list[tuple[int, str]]:
-    return [(step, tokens[place + step].key) for step in (-1, 1) if 0 <= place + step < len(tokens)]
+_Frame = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+def _frames(keys: tuple[str, ...], place: int) -> tuple[_Frame, ...]:
+    """What must be the same around two figures, one of these at least, for one text to quote the other there."""
+    before, behind = keys[max(0, place - QUOTED_BESIDE) : place], keys[place + 1 : place + 1 + QUOTED_BESIDE]
+    return (before[-2:], behind[:1]), (before[-1:], behind[:2]), (before, ()), ((), behind)
 
 
 @lru_cache(maxsize=4096)
-def _source(abstract: str) -> _Source:
+def read_source(abstract: str) -> _Source:
+    """An abstract, read once for all completions about it."""
     return _Source(abstract)
 
 
@@ -277,13 +292,13 @@ def _source(abstract: str) -> _Source:
 class _Cited:
     """A figure or name of the thought, its place in the abstract, and whether it stands there among the same words."""
 
-    token: _Token
+    token: Token
     source: int | None
     in_context: bool
     span: Span
 
 
-def _cite(tokens: Sequence[_Token], place: int, source: _Source, known: Set[str]) -> _Cited:
+def _cite(tokens: Sequence[Token], keys: tuple[str, ...], place: int, source: _Source, known: Set[str]) -> _Cited:
     """Find a figure or name of the thought in the abstract.
 
     The place among the most of the same words is the one meant. If that holds another figure, this one is misquoted.
@@ -296,7 +311,7 @@ def _cite(tokens: Sequence[_Token], place: int, source: _Source, known: Set[str]
             found, best = at, agreement
     misquoted = any(
         source.tokens[at].word != token.word and other.is_quotation and other > best
-        for at in source.beside(tokens, place)
+        for at in source.framed(keys, place)
         if (other := _agreement(tokens, place, source, at))
     )
     found = None if misquoted else found
@@ -306,8 +321,7 @@ def _cite(tokens: Sequence[_Token], place: int, source: _Source, known: Set[str]
     return _Cited(token, found, in_context, Span("figure", supported, token.start, token.end, where))
 
 
-@dataclass(frozen=True, order=True)
-class _Agreement:
+class _Agreement(NamedTuple):
     """Tokens that two texts share without a gap around two of their figures.
 
     Attributes:
@@ -333,7 +347,7 @@ class _Agreement:
 _NOWHERE = _Agreement(0, 0, 0, 0, float("inf"))
 
 
-def _agreement(tokens: Sequence[_Token], place: int, source: "_Source", at: int) -> _Agreement:
+def _agreement(tokens: Sequence[Token], place: int, source: "_Source", at: int) -> _Agreement:
     """Compare the tokens around two figures; a figure beside another one is passed over, whatever its value."""
     shared, words, rarest, others = [0, 0], 0, float("inf"), source.tokens
     for side, step in enumerate((-1, 1)):

@@ -1,4 +1,4 @@
-"""Structure: is the completion in the strict form, with a thought of sensible length that does not repeat itself?"""
+"""Structure: is the completion in strict form, its thought of sensible length and not going round in circles?"""
 
 from medgrpo.completions import Completion
 from medgrpo.config import RewardConfig
@@ -8,8 +8,13 @@ NGRAM = 4
 TOLERATED_REPEATS = 0.4
 
 
-def structure(completion: Completion, config: RewardConfig) -> float:
+def structure(completion: Completion, config: RewardConfig, used: float | None = None) -> float:
     """Structure grade in [0, 1]; 0 outside the strict form.
+
+    Args:
+        completion: what is graded.
+        config: the sensible length, and where the cap begins to cost.
+        used: share of the completion cap that it took, in tokens; None where that is not known.
 
     >>> from medgrpo.completions import parse_completion
     >>> form = "<thought>{}</thought><answer>yes</answer>"
@@ -18,10 +23,10 @@ def structure(completion: Completion, config: RewardConfig) -> float:
     >>> structure(parse_completion(form.format("yes")), RewardConfig())
     0.125
     """
-    if not completion.well_formed or completion.contradicts_itself or len(completion.thought) > MAX_CHARACTERS:
+    if not completion.well_formed or len(completion.thought) > MAX_CHARACTERS:
         return 0.0
     words = tokenize(completion.thought)
-    return _length_grade(len(words), config) * _variety_grade(words)
+    return _length_grade(len(words), config) * _variety_grade(words) * _cap_grade(used, config.overlong_share)
 
 
 def _length_grade(words: int, config: RewardConfig) -> float:
@@ -29,6 +34,16 @@ def _length_grade(words: int, config: RewardConfig) -> float:
     if words < config.min_thought_words:
         return words / config.min_thought_words
     return min(1.0, max(0.0, 2 - words / config.max_thought_words))
+
+
+def _cap_grade(used: float | None, last: float) -> float:
+    """1 up to the `last` share of the cap, then falling linearly to 0 at the cap.
+
+    The soft overlong punishment of DAPO (Yu et al., arXiv 2503.14476) as a factor, so that nothing goes below 0.
+    """
+    if used is None or not last:
+        return 1.0
+    return min(1.0, max(0.0, (1 - used) / last))
 
 
 def _variety_grade(words: list[str]) -> float:

@@ -38,7 +38,7 @@ def train_grpo(model: Any, tokenizer: Any, rows: "Dataset", config: RunConfig, d
         micro_batch_tokens=grpo.micro_batch_tokens,
         rollout_dtype=torch.bfloat16 if grpo.rollout_dtype == "bfloat16" else None,
         model=model,
-        reward_funcs=reward_functions(records, config.rewards),
+        reward_funcs=reward_functions(records, config.rewards, grpo.max_completion_length),
         args=_arguments(config, directory),
         train_dataset=rows.select(order).select_columns(["prompt", "record_id"]),
         processing_class=tokenizer,

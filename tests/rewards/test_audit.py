@@ -15,7 +15,7 @@ from medgrpo.domains import pubmedqa, synthetic
 from medgrpo.prompts import gold_completion
 from medgrpo.records import Record
 from medgrpo.rewards import score_completion
-from medgrpo.rewards.audit import ATTACKS, AuditReport, Target, audit
+from medgrpo.rewards.audit import AT_THE_CAP, ATTACKS, AuditReport, Target, audit
 from medgrpo.testing import tiny_record
 
 TAGS = ("<thought>", "</thought>", "<answer>", "</thought> <answer>yes")
@@ -32,7 +32,7 @@ def published() -> list[Record]:
 
 def target(record: Record, wrong: str = "no") -> Target:
     thought = parse_completion(gold_completion(record)).thought
-    return Target(record, thought, wrong, "Nothing was found (p=0.4).", Random(0))
+    return Target(record, thought, record.long_answer, wrong, "Nothing was found (p=0.4).", Random(0))
 
 
 def test_no_attack_gets_through_on_synthetic_records() -> None:
@@ -55,18 +55,18 @@ def test_no_attack_gets_through_on_published_records() -> None:
 
 
 def test_there_are_attacks_of_every_sort() -> None:
-    """At least 25 kinds; none is the gold completion, and the same seed gives the same."""
+    """At least 25 kinds; none is the gold completion, except at the cap, and the same seed gives the same."""
     record = tiny_record()
     made = {kind: attack(target(record)) for kind, attack in ATTACKS.items()}
     assert len(made) >= 25
-    assert gold_completion(record) not in made.values()
+    assert [kind for kind, text in made.items() if text == gold_completion(record)] == list(AT_THE_CAP)
     assert made == {kind: attack(target(record)) for kind, attack in ATTACKS.items()}
 
 
 @pytest.mark.parametrize("kind", ["praise", "another language", "parroted instructions"])
 def test_a_hole_is_found(kind: str) -> None:
-    """Where grounding pays nothing, a thought without content reaches gold, on every record."""
-    report = audit([tiny_record("1"), tiny_record("2", "no")], RewardConfig(grounding=0))
+    """Where neither evidence nor conclusion is paid, a thought without content reaches gold, on every record."""
+    report = audit([tiny_record("1"), tiny_record("2", "no")], RewardConfig(grounding=0, agreement=0))
     [found] = [result for result in report.kinds if result.kind == kind]
     assert found.holes == ("1", "2")
     assert not report.holds
@@ -75,10 +75,27 @@ def test_a_hole_is_found(kind: str) -> None:
 
 def test_a_wrong_verdict_above_a_right_one_is_found() -> None:
     """Settings that pay a hedge as much as the truth, which validation refuses, would not get past the audit either."""
-    config = RewardConfig.model_construct(**{**RewardConfig().model_dump(), "hedge": 1.0})
+    config = RewardConfig.model_construct(**{**RewardConfig().model_dump(), "cost_maybe_for_either": 0.0})
     report = audit([tiny_record("1"), tiny_record("2", "no")], config)
     assert {kind.kind for kind in report.kinds if kind.outranks_truth} >= {"hedged verdict"}
     assert not report.holds
+
+
+def test_the_weighted_sum_has_holes() -> None:
+    """Added up without gates, the same grades pay wrong verdicts more than plain right ones, on every record."""
+    report = audit(synthetic.generate(20, seed=5), RewardConfig(mode="weighted"))
+    [hedged] = [kind for kind in report.kinds if kind.kind == "hedged verdict"]
+    assert len(hedged.outranks_truth) == 20
+    assert "'hedged verdict' with a wrong verdict outranks a right one on 20 records" in report.holes()
+
+
+def test_a_record_that_offers_nothing_to_attack_is_not_counted() -> None:
+    """Where the expert's conclusion cannot be said, attacks on it are not tried; the row says on how many they were."""
+    unsayable = tiny_record("2", "no", long_answer="It helped 77% of patients.")
+    report = audit([tiny_record("1"), unsayable], RewardConfig())
+    tried = {kind.kind: kind.records for kind in report.kinds}
+    assert tried["negated conclusion"] == 1
+    assert tried["pasted abstract"] == 2
 
 
 def test_a_report_can_be_kept(tmp_path: Path) -> None:
@@ -92,16 +109,17 @@ def test_a_thought_that_names_another_answer_is_paid_the_verdict_alone() -> None
     """Saying "the answer is no" above a yes loses structure and grounding, whatever was cited."""
     record = tiny_record()
     thought = parse_completion(gold_completion(record)).thought
-    assert score_completion(record, render_completion(f"{thought} The answer is no.", "yes")).total == 1.0
-    assert score_completion(record, render_completion(f"{thought} The answer is yes.", "yes")).total > 1.6
+    assert score_completion(record, render_completion(f"{thought} The answer is no.", "yes")).total == 0.8
+    assert score_completion(record, render_completion(f"The answer is yes. {thought}", "yes")).total > 1.6
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", ["gated", "weighted"])
 @pytest.mark.parametrize("piece", PIECES)
-def test_no_long_text_stalls(piece: str) -> None:
-    """A megabyte of anything, bare or as a thought, is scored within a second."""
+def test_no_long_text_stalls(piece: str, mode: str) -> None:
+    """A megabyte of anything, bare or as a thought, is scored within a second each."""
     text = piece * (1_000_000 // len(piece))
-    started = time.process_time()
     for completion in (text, f"<thought>{text}</thought><answer>yes</answer>"):
-        assert 0 <= score_completion(tiny_record(), completion).total <= 1.7
-    assert time.process_time() - started < 2
+        started = time.process_time()
+        assert 0 <= score_completion(tiny_record(), completion, RewardConfig(mode=mode)).total <= 1.7
+        assert time.process_time() - started < 1

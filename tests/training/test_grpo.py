@@ -261,7 +261,7 @@ def train(tiny, directory, monkeypatch, steps=STEPS, start=None, **changes):
         seen.append(list(record_id))
         return [float(sum(map(ord, text[-1]["content"])) % 7) for text in completions]
 
-    monkeypatch.setattr(grpo, "reward_functions", lambda records, config: [pay])
+    monkeypatch.setattr(grpo, "reward_functions", lambda *_: [pay])
     settings = {"steps": steps, "max_completion_length": 6, "learning_rate": 1e-2, **changes}
     config = tiny.config.model_copy(update={"grpo": tiny.config.grpo.model_copy(update=settings)})
     torch.manual_seed(0)
