@@ -224,7 +224,7 @@ def _log_evidence(client: "MlflowClient", run_id: str, candidate: Candidate, evi
         _log_table(client, run_id, AuditReport.read(candidate.audit_dir / "audit.json").rows(), "audit.json")
     alarms = raised_alarms(read_metrics(train / METRICS_FILE))
     if alarms:
-        _log_table(client, run_id, [asdict(alarm) for alarm in alarms], "alarms.json")
+        client.log_text(run_id, json.dumps([asdict(alarm) for alarm in alarms], indent=2), "alarms.json")
     if (evaluation / "plots").is_dir():
         client.log_artifacts(run_id, str(evaluation / "plots"), "plots")
 

@@ -37,7 +37,8 @@ class WatchedGRPOTrainer(GroupedGRPOTrainer):
         self._order, self._records = order, records
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
-        return LatePlaces(super()._get_train_sampler(range(len(self._order))), self._order)
+        places: Any = super()._get_train_sampler(range(len(self._order)))
+        return LatePlaces(places, self._order)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         """[B, pillars] rewards of the completions of all processes, as TRL's; what they are like is logged."""
