@@ -83,20 +83,27 @@ class CompleteCheckpoints(TrainerCallback):
     The last one that was saved while the watch was calm is kept until the next such one.
 
     Args:
-        watch: what follows the training.
+        watch: what follows the training; after a resume it must have seen what was before, so `MetricsFile` goes first.
     """
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """After a resume, the checkpoint that it is from may be the last good one."""
+        if state.global_step:
+            self._keep(args, state)
+
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write the mark."""
-        checkpoint = _saved(args, state)
         if state.is_world_process_zero:
-            (checkpoint / COMPLETE).touch()
+            (_saved(args, state) / COMPLETE).touch()
+        self._keep(args, state)
+
+    def _keep(self, args: Any, state: Any) -> None:
         if self._watch.calm:
             # The trainer never deletes its best checkpoint.
-            state.best_model_checkpoint = str(checkpoint)
+            state.best_model_checkpoint = str(_saved(args, state))
 
 
 class KeptOrder(TrainerCallback):

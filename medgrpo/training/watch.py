@@ -26,6 +26,9 @@ SMOOTHED = (
 # Share of a rise of the structure grade that correctness must rise by to count as rising with it.
 FOLLOWS = 0.1
 
+# Share of readable answers below which their verdicts are too few to tell chance from collapse.
+READABLE = 0.5
+
 
 def completion_facts(records: Sequence[Record], texts: Sequence[str]) -> dict[str, float]:
     """What the completions of a step are like, as means over them.
@@ -173,7 +176,7 @@ def _verdicts(now: Numbers, start: Numbers, config: RunConfig) -> str | None:
     shares = {verdict: now[f"watch/verdict_{verdict}"] for verdict in VERDICTS}
     verdict = max(shares, key=lambda v: shares[v])
     readable = sum(shares.values())
-    if shares[verdict] <= config.watch.verdicts * readable:
+    if readable < READABLE or shares[verdict] <= config.watch.verdicts * readable:
         return None
     return (
         f"{shares[verdict] / readable:.0%} of the readable answers are {verdict!r}, whatever the abstract says. Raise "

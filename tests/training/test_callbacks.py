@@ -187,6 +187,17 @@ def test_a_checkpoint_from_before_the_trouble_is_kept(tmp_path):
     assert best == [str(tmp_path / f"checkpoint-{step}") for step in (1, 1, 1, 4)]
 
 
+@pytest.mark.parametrize(("step", "best"), [(0, None), (2, "checkpoint-2"), (3, None)])
+def test_a_resumed_training_takes_its_checkpoint_for_good_if_it_is(tmp_path, step, best):
+    """Resumed where all was well, that checkpoint is from before any trouble; in the trouble, or at the start, none."""
+    path, now = tmp_path / "metrics.jsonl", state(step)
+    kl_rows(started(path, watch=watching(span=1)), [0.1, 0.1, 2.0])
+    watch = watching(span=1)
+    for callback in (MetricsFile(path, "grpo", watch), CompleteCheckpoints(watch)):
+        callback.on_train_begin(SimpleNamespace(output_dir=str(tmp_path)), now, None)
+    assert now.best_model_checkpoint == (best and str(tmp_path / best))
+
+
 def test_the_order_is_written_into_the_checkpoint(tmp_path):
     """What an order has drawn and learnt lies in the checkpoint, written by the main process only."""
     order = SpreadOrder(["yes"] * 5, 4, 2, 0.0, 0)

@@ -13,6 +13,7 @@ from medgrpo.rewards import PILLARS
 from medgrpo.testing import tiny_record
 from medgrpo.training import grpo
 from medgrpo.training.callbacks import COMPLETE, ORDER, CompleteCheckpoints, KeptOrder, MetricsFile
+from medgrpo.training.metrics import raised_alarms
 from medgrpo.training.sampling import SpreadOrder, balanced_order
 from medgrpo.training.watch import SMOOTHED, Watch, completion_facts
 
@@ -445,6 +446,14 @@ def test_every_step_has_all_the_watched_numbers(whole):
         assert expected <= row.keys()
         assert {f"smooth/{name}" for name in expected} <= row.keys()
         assert sum(row[f"watch/verdict_{verdict}"] for verdict in ("yes", "no", "maybe", "none")) == pytest.approx(1)
+
+
+@pytest.mark.slow
+def test_a_real_training_rings_for_what_is_wrong_with_it_and_for_nothing_else(tiny, tmp_path, monkeypatch):
+    """The random policy of a real training never ends its turn before the cap: that is all that rings in 25 steps."""
+    train(tiny, tmp_path, monkeypatch, steps=25, learning_rate=1e-3, beta=0.01)
+    rang = {alarm.name for alarm in raised_alarms(rows_written(tmp_path))}
+    assert rang == {"length"}
 
 
 @pytest.mark.slow
