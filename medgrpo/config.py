@@ -203,12 +203,13 @@ class WatchConfig(Settings):
     no_spread: float = Field(default=0.9, gt=0, le=1)
     """Share of groups whose completions all earned the same, which teach nothing."""
     kl: PositiveFloat = 1.0
-    """Divergence from the reference in nats per token, where `grpo.beta` loads one; trainings that go well stay an
-    order of magnitude below."""
+    """Divergence from the reference in nats per token, where `grpo.beta` loads one: at 1, each token that the policy
+    writes is, on average, e times as likely as it was at the start."""
     gradient: PositiveFloat = 10.0
     """Gradient norm (before clipping, steps without any gradient left out) as a multiple of the start's."""
     entropy: NonNegativeFloat = 0.02
-    """Nats per token below which a policy always writes the same: nothing is left to compare within a group."""
+    """Nats per token below which a policy writes the same each time: over 50 tokens that is 1 nat, hardly more than one
+    choice between two words in a whole completion."""
 
 
 class RewardConfig(Settings):

@@ -39,7 +39,7 @@ class MetricsFile(TrainerCallback):
         self._started, self._first_step = time.monotonic(), state.global_step
         for row in read_metrics(self._path):
             if row["phase"] == self._phase and row["step"] <= state.global_step:
-                self._ringing = self._watch.look(row).get("alarms", {}).keys()
+                self._ringing = set(self._watch.look(row).get("alarms", {}))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
         """Write one row; only the main process does.
@@ -67,8 +67,9 @@ class MetricsFile(TrainerCallback):
 
     def _ring(self, alarms: Mapping[str, str], state: Any) -> None:
         """Say which alarms have begun to ring, and end the training if one does."""
-        for alarm in alarms.keys() - self._ringing:
-            logger.warning("alarm %s at step %d: %s", alarm, state.global_step, alarms[alarm])
+        for alarm, sentence in alarms.items():
+            if alarm not in self._ringing:
+                logger.warning("alarm %s at step %d: %s", alarm, state.global_step, sentence)
         self._ringing = set(alarms)
         for alarm in filter(self._watch.stops, alarms):
             last = state.best_model_checkpoint

@@ -45,7 +45,8 @@ class SpreadOrder(Sequence[int]):
     A row whose groups had spread in m of n visits weighs (m + 1) / (n + 2), the expected rate under a uniform prior.
     The row with the fewest visits for its weight, (n + 1) / weight, comes next, ties by lot: each row comes once before
     any comes again; from then on rows that always have spread come in turn, and one that never had any about the square
-    root of as many times. No row is given up: the policy that it was too hard for changes.
+    root of as many times. No row is given up: the policy that it was too hard for changes. A visit whose outcome is not
+    known yet counts as one, but not in the weight.
 
     A batch is drawn from the seed, its number, and the outcomes of the batches up to two before it. Later ones are not
     known when a data loader that looks one batch ahead asks; leaving them out always, as after a resume, when they are

@@ -25,7 +25,6 @@ SMOOTHED = (
 """Numbers of a row that are followed; `smooth/<name>` is the moving average of each."""
 # Share of a rise of the structure grade that correctness must rise by to count as rising with it.
 FOLLOWS = 0.1
-
 # Share of readable answers below which their verdicts are too few to tell chance from collapse.
 READABLE = 0.5
 
