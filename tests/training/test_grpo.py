@@ -276,17 +276,17 @@ def pays_by_text(completions, record_id, **_):
     return [float(sum(map(ord, text[-1]["content"])) % 7) for text in completions]
 
 
-def train(tiny, directory, monkeypatch, steps=STEPS, start=None, watch=None, pay=pays_by_text, **changes):
+def train(tiny, directory, monkeypatch, steps=STEPS, start=None, watch=None, earns=pays_by_text, **changes):
     """Train the tiny policy with rewards that depend on the text; the prompts of each step in order, and the model."""
     from medgrpo.policies import load_trainable
 
     seen = []
 
-    def reward(completions, record_id, **_):
+    def pay(completions, record_id, **_):
         seen.append(list(record_id))
-        return pay(completions, record_id)
+        return earns(completions, record_id)
 
-    monkeypatch.setattr(grpo, "reward_functions", lambda records, config: [reward])
+    monkeypatch.setattr(grpo, "reward_functions", lambda records, config: [pay])
     settings = {"steps": steps, "max_completion_length": 6, "learning_rate": 1e-2, **changes}
     parts = {"grpo": tiny.config.grpo.model_copy(update=settings), "watch": WatchConfig(**(watch or {}))}
     config = tiny.config.model_copy(update=parts)
@@ -467,7 +467,7 @@ def test_the_watched_numbers_are_those_of_the_steps_completions(tiny, tmp_path, 
         groups.append([paid[:2], paid[2:]])
         return paid
 
-    train(tiny, tmp_path, monkeypatch, pay=pay)
+    train(tiny, tmp_path, monkeypatch, earns=pay)
     for row, said, paid in zip(rows_written(tmp_path), texts, groups, strict=True):
         facts = completion_facts([tiny_record()] * 4, said)
         same = ("strict_form", "verdict_yes", "verdict_no", "verdict_maybe", "verdict_none", "empty")
@@ -491,9 +491,9 @@ def test_two_passes_over_the_same_completions_are_one_observation(tiny, tmp_path
 def test_a_resumed_training_draws_what_the_uninterrupted_one_draws(tiny, tmp_path, monkeypatch, passes):
     """With an order that follows the rewards, stopped half-way and resumed: the same prompts and the same weights."""
     settings = {"sampling": "spread", "num_iterations": passes, "save_steps": passes}
-    whole, one = train(tiny, tmp_path / "whole", monkeypatch, steps=12 * passes, pay=pays_some, **settings)
-    train(tiny, tmp_path / "cut", monkeypatch, steps=7 * passes, pay=pays_some, **settings)
-    resumed, other = train(tiny, tmp_path / "cut", monkeypatch, steps=12 * passes, pay=pays_some, **settings)
+    whole, one = train(tiny, tmp_path / "whole", monkeypatch, steps=12 * passes, earns=pays_some, **settings)
+    train(tiny, tmp_path / "cut", monkeypatch, steps=7 * passes, earns=pays_some, **settings)
+    resumed, other = train(tiny, tmp_path / "cut", monkeypatch, steps=12 * passes, earns=pays_some, **settings)
     assert len(whole) == 12
     assert resumed == whole[7:]
     for (name, got), wanted in zip(other.named_parameters(), one.named_parameters(), strict=True):
