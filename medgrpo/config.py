@@ -170,10 +170,46 @@ class GrpoConfig(Settings):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     balance: float = Field(default=0.5, ge=0, le=1)
     """How far the verdicts are balanced when prompts are sampled: 0 keeps the natural shares, 1 makes them equal."""
+    sampling: Literal["balanced", "spread"] = "balanced"
+    """Which record of a verdict comes next: each once before any comes again (`balanced`), or more often those whose
+    completions earned different rewards, and so taught something, when they came before (`spread`)."""
     save_steps: PositiveInt = 5
-    """Steps between checkpoints."""
-    alarm_patience: PositiveInt = 3
-    """Consecutive steps with only empty completions after which training stops."""
+    """Steps between checkpoints, rounded up to whole batches of completions where those serve several steps."""
+
+
+class WatchConfig(Settings):
+    """What is watched while GRPO trains. Each threshold has the name of its alarm; a share is out of reach at 1."""
+
+    action: Literal["warn", "stop"] = "warn"
+    """What an alarm does: `warn` says so in log, MLflow and report, `stop` also ends the training and keeps the last
+    checkpoint from before. Numbers that are not finite, and steps with only empty completions, always end it."""
+    span: PositiveInt = 10
+    """Steps of the moving average (the newest weighs 2 / (span + 1)), over which chance in a batch of a few prompts
+    mostly cancels. The first `span` steps are the start that rises count from; no threshold is judged before."""
+    patience: PositiveInt = 3
+    """Steps in a row with the trouble before its alarm rings: one odd batch is no trend."""
+    form: float = Field(default=0.3, gt=0, le=1)
+    """Rise of the structure grade since the start that rings unless correctness rose by a tenth of it: even guesses
+    among three verdicts would make correctness rise by a third of it, once they are in the right form."""
+    verdicts: float = Field(default=0.95, gt=0, le=1)
+    """Share of one verdict among the readable ones, once half of the completions have a readable one: PubMedQA's most
+    frequent verdict is right in 55 %."""
+    length: float = Field(default=0.5, gt=0, le=1)
+    """Share of completions cut off at `grpo.max_completion_length`: those have no answer, and earn nothing."""
+    copying: float = Field(default=0.4, gt=0, le=1)
+    """Share of the abstract's words that stand in a thought in verbatim runs; PubMedQA's gold thoughts hold 14 %."""
+    invention: float = Field(default=0.2, gt=0, le=1)
+    """Rise, since the start, of the share of completions with a figure that is nowhere in the abstract."""
+    no_spread: float = Field(default=0.9, gt=0, le=1)
+    """Share of groups whose completions all earned the same, which teach nothing."""
+    kl: PositiveFloat = 1.0
+    """Divergence from the reference in nats per token, where `grpo.beta` loads one: at 1, each token that the policy
+    writes is, on average, e times as likely as it was at the start."""
+    gradient: PositiveFloat = 10.0
+    """Gradient norm (before clipping, steps without any gradient left out) as a multiple of the start's."""
+    entropy: NonNegativeFloat = 0.02
+    """Nats per token below which a policy writes the same each time: over 50 tokens that is 1 nat, hardly more than one
+    choice between two words in a whole completion."""
 
 
 class RewardConfig(Settings):
@@ -281,6 +317,7 @@ class RunConfig(Settings):
     policy: PolicyConfig = PolicyConfig()
     warmup: WarmupConfig = WarmupConfig()
     grpo: GrpoConfig = GrpoConfig()
+    watch: WatchConfig = WatchConfig()
     rewards: RewardConfig = RewardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()

@@ -55,7 +55,8 @@ class StageProgress:
         """Report a row of metrics.jsonl."""
         parts = [f"{name} {row[name]:.3f}" for name in ("reward", "loss") if name in row]
         left = f"{row['seconds_left'] / 60:.1f} min left"
-        self.advance(row["phase"], row["step"], row["steps"], ", ".join([*parts, left]))
+        alarms = [f"alarm {name}" for name in row.get("alarms", {})]
+        self.advance(row["phase"], row["step"], row["steps"], ", ".join([*parts, left, *alarms]))
 
     def answers(self, model: str, done: int, total: int) -> None:
         """Report answers that a model has given."""

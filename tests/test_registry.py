@@ -82,6 +82,10 @@ def _row(step: int, **values: object) -> str:
     return json.dumps({"phase": "grpo", "step": step, "time": 1000.0 + step, "reward": step / 10, **values}) + "\n"
 
 
+def _alarmed(step: int, *names: str) -> str:
+    return _row(step, alarms={name: f"{name} rings." for name in names}, **{"watch/alarms": len(names)})
+
+
 def _history(config: RunConfig, run_id: str, key: str) -> list[tuple[int, float]]:
     points = registry.connect(config).get_metric_history(run_id, key)
     return sorted((point.step, point.value) for point in points)
@@ -267,6 +271,7 @@ def test_registering_leaves_a_complete_version(candidate: registry.Candidate) ->
     assert version.tags["medgrpo.synthetic"] == "true"
     assert version.tags["medgrpo.flow_run"] == "flow-1"
     assert version.tags["medgrpo.git_commit"] == "c" * 40
+    assert version.tags["medgrpo.alarms"] == "none"
     for phrase in ("Not medical advice", "**synthetic**", "| tuned | accuracy | 0.620 | 0.550 to 0.690 | 200 |"):
         assert phrase in version.description
     run = client.get_run(run_id)
@@ -286,6 +291,21 @@ def test_registering_leaves_a_complete_version(candidate: registry.Candidate) ->
     assert names >= {"config.json", "report.html", "predictions.json", "metrics.json", "audit.json", "plots"}
     attacks = json.loads(run.data.tags["mlflow.loggedArtifacts"])
     assert attacks == [{"path": "audit.json", "type": "table"}]
+
+
+def test_alarms_of_the_training_reach_the_registry(candidate: registry.Candidate) -> None:
+    """Run and version are tagged with the alarms' names, what they said is an artifact, their number a curve."""
+    run_id = registry.open_run(candidate.config, candidate.train_dir, {})
+    with (candidate.train_dir / "metrics.jsonl").open("a") as stream:
+        stream.write(_alarmed(3, "kl") + _alarmed(4, "kl", "length"))
+    done = registry.register(candidate)
+    client = registry.connect(candidate.config)
+    run = client.get_run(run_id)
+    assert client.get_model_version(done.name, str(done.version)).tags["medgrpo.alarms"] == "kl, length"
+    assert run.data.tags["medgrpo.alarms"] == "kl, length"
+    assert _history(candidate.config, run_id, "grpo/watch/alarms") == [(3, 1.0), (4, 2.0)]
+    said = json.loads(Path(client.download_artifacts(run_id, "alarms.json")).read_text())
+    assert [(alarm["name"], alarm["first"], alarm["last"]) for alarm in said] == [("kl", 3, 4), ("length", 4, 4)]
 
 
 def test_registering_again_returns_the_same_version(candidate: registry.Candidate) -> None:

@@ -1,4 +1,4 @@
-"""The report's figures: reward curves, warm-up loss and confusion matrices, as inline SVG or as PNG files.
+"""The report's figures: curves of the training and confusion matrices, as inline SVG or as PNG files.
 
 matplotlib is imported inside the functions (it takes a second) and used through its object API only: no global figure
 list, no display. The same input gives the same bytes.
@@ -21,11 +21,24 @@ if TYPE_CHECKING:
 
 INK = "#1b1b1d"  # text and lines; becomes `currentColor` in SVG, so that a page's dark mode reaches into the figure
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"  # Okabe–Ito: told apart by colour-blind eyes
-CURVES = (  # key, label, colour, dash: never told apart by colour alone
+Curves = tuple[tuple[str, str, str, str], ...]  # key, label, colour, dash: never told apart by colour alone
+REWARDS: Curves = (
     ("reward", "total", BLUE, "-"),
     ("rewards/correctness/mean", "correctness", GREEN, "--"),
     ("rewards/grounding/mean", "grounding", ORANGE, "-."),
     ("rewards/structure/mean", "structure", PURPLE, ":"),
+)
+WATCHED: Curves = (
+    ("watch/strict_form", "strict form", BLUE, "-"),
+    ("watch/no_spread", "no spread", GREEN, "--"),
+    ("watch/unsupported_figures", "invented figures", ORANGE, "-."),
+    ("watch/copied_share", "copied", PURPLE, ":"),
+)
+SAID: Curves = (
+    ("watch/verdict_yes", "yes", BLUE, "-"),
+    ("watch/verdict_no", "no", ORANGE, "--"),
+    ("watch/verdict_maybe", "maybe", GREEN, "-."),
+    ("watch/verdict_none", "unreadable", PURPLE, ":"),
 )
 COLUMNS = (*VERDICTS, "none")
 SMOOTH_FROM = 30  # with fewer points a running mean hides more than it shows
@@ -36,12 +49,26 @@ Points = tuple[list[int], list[float]]
 
 def reward_curves(training: Sequence[Mapping[str, Any]]) -> str:
     """SVG of the total reward and its three pillars by GRPO step; "" where no reward was logged."""
-    steps, values = _points(training, "grpo", "reward")
-    figure = _reward_figure(training)
+    figure = _curves_figure(training, REWARDS, "mean reward per completion")
     if figure is None:
         return ""
-    label = "Mean reward by GRPO step, total and by pillar." + _journey(steps, values)
+    label = "Mean reward by GRPO step, total and by pillar." + _journey(*_points(training, "grpo", "reward"))
     return _svg(figure, label)
+
+
+def watched_curves(training: Sequence[Mapping[str, Any]]) -> str:
+    """SVG of what the sampled completions were like, by GRPO step; "" where that was not logged."""
+    figure = _curves_figure(training, WATCHED, "share")
+    if figure is None:
+        return ""
+    label = "Strict form, groups without spread, invented figures and copied share by GRPO step. Strict form:"
+    return _svg(figure, label + _journey(*_points(training, "grpo", "watch/strict_form")).lower())
+
+
+def verdict_curves(training: Sequence[Mapping[str, Any]]) -> str:
+    """SVG of the shares of the verdicts that sampled completions gave, by GRPO step; "" where none was logged."""
+    figure = _curves_figure(training, SAID, "share of completions")
+    return _svg(figure, "Verdicts of the sampled completions by GRPO step.") if figure else ""
 
 
 def warmup_loss(training: Sequence[Mapping[str, Any]]) -> str:
@@ -68,7 +95,12 @@ def confusion(matrix: Mapping[str, Mapping[str, Any]], title: str) -> str:
 
 def save_plots(directory: Path, metrics: Mapping[str, Any], training: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Write every figure that has data as a PNG file into `directory`; returns the paths."""
-    figures = {"rewards": _reward_figure(training), "warmup_loss": _loss_figure(training)}
+    figures = {
+        "rewards": _curves_figure(training, REWARDS, "mean reward per completion"),
+        "watched": _curves_figure(training, WATCHED, "share"),
+        "verdicts": _curves_figure(training, SAID, "share of completions"),
+        "warmup_loss": _loss_figure(training),
+    }
     for model, values in metrics.get("models", {}).items():
         name = re.sub(r"\W+", "_", model)
         figures[f"confusion_{name}"] = _confusion_figure(values.get("confusion") or {}, model)
@@ -136,15 +168,15 @@ def _label_curves(axes: "Axes", x: str, y: str) -> None:
     axes.set_ylabel(y, color=INK, fontsize=9)
 
 
-def _reward_figure(training: Sequence[Mapping[str, Any]]) -> "Figure | None":
-    curves = {key: _points(training, "grpo", key) for key, *_ in CURVES}
-    if not any(steps for steps, _ in curves.values()):
+def _curves_figure(training: Sequence[Mapping[str, Any]], curves: Curves, y: str) -> "Figure | None":
+    points = {key: _points(training, "grpo", key) for key, *_ in curves}
+    if not any(steps for steps, _ in points.values()):
         return None
     figure, axes = _axes((4.7, 3.1))
-    for key, label, colour, dash in CURVES:
-        if curves[key][0]:
-            _draw(axes, curves[key], label, colour, dash)
-    _label_curves(axes, "GRPO step", "mean reward per completion")
+    for key, label, colour, dash in curves:
+        if points[key][0]:
+            _draw(axes, points[key], label, colour, dash)
+    _label_curves(axes, "GRPO step", y)
     figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=8.5, labelcolor=INK, columnspacing=1.2)
     return figure
 

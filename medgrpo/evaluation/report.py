@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from medgrpo.completions import VERDICTS
 from medgrpo.evaluation import plots
 from medgrpo.manifests import write_text
+from medgrpo.training.metrics import raised_alarms
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -64,7 +65,8 @@ def render_report(run: Row, metrics: Row, cases: Sequence[Row], training: Sequen
         name=run["name"],
         facts=_facts({"domain": metrics.get("domain"), **run}),
         synthetic=_is_synthetic(run, metrics, cases),
-        summary=_summary(metrics),
+        summary=[*_summary(metrics), *_alarm_note(training)],
+        alarms=[str(alarm) for alarm in raised_alarms(training)],
         labels={model: _label(model) for model in models},
         metric_rows=_metric_rows(metrics, models),
         comparisons=[_comparison(row) for row in metrics.get("comparisons", [])],
@@ -244,6 +246,11 @@ def _against_reference(references: Sequence[Row], models: Row) -> list[str]:
     return [f"For comparison, “{row['name']}” is right in {_format(row['accuracy'], n)}, {place}."]
 
 
+def _alarm_note(training: Sequence[Row]) -> list[str]:
+    names = [alarm.name for alarm in raised_alarms(training)]
+    return [f"Alarms rang during the training ({', '.join(names)}); what they said is under Training."] if names else []
+
+
 def _place(reference: Row, models: Row) -> str:
     """Where the tuned model's whole accuracy interval lies: above or below the reference, or around it."""
     tuned = (models.get("tuned") or {}).get("accuracy") or {}
@@ -318,6 +325,8 @@ def _figures(values: Row, models: Sequence[str], training: Sequence[Row]) -> dic
 
     return {
         "rewards": Markup(plots.reward_curves(training)),
+        "watched": Markup(plots.watched_curves(training)),
+        "verdicts": Markup(plots.verdict_curves(training)),
         "loss": Markup(plots.warmup_loss(training)),
         "confusion": [Markup(plots.confusion(values[model].get("confusion") or {}, _label(model))) for model in models],
     }

@@ -36,8 +36,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def reordered_weights(model: Any) -> Iterator[None]:
     """Generate with every linear layer's weight in oneDNN's blocks, without a gradient; does nothing on other devices.
 
-    Takes the weights as they are on entry, folded and cast ones too. Costs a second copy of them while it lasts. A folded
-    weight is given up instead, because `folded_adapters`, which made it, brings the trained weight back anyway.
+    Takes the weights as they are on entry, folded and cast ones too. Costs a second copy of them while it lasts. A
+    folded weight is given up instead, because `folded_adapters`, which made it, brings the trained weight back anyway.
     """
     replaced: list[tuple[torch.nn.Module, Any]] = []
     try:

@@ -7,7 +7,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from medgrpo.registry.runs import (
     to_points,
 )
 from medgrpo.rewards.audit import AuditReport
+from medgrpo.training.metrics import raised_alarms, read_metrics
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,6 +46,7 @@ DIGEST_TAG = "medgrpo.digest"
 EVALUATION_TAG = "medgrpo.evaluation_digest"
 LOGGED_MODEL_TAG = "medgrpo.logged_model"
 FLOW_RUN_TAG = "medgrpo.flow_run"
+ALARMS_TAG = "medgrpo.alarms"
 # What the served model imports; torch's local version (+cpu, +cu128) is no release anybody could install.
 SERVED_WITH = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "jinja2", "numpy", "pandas", "pydantic")
 
@@ -220,6 +222,9 @@ def _log_evidence(client: "MlflowClient", run_id: str, candidate: Candidate, evi
         client.log_artifact(run_id, str(evaluation / name))
     if candidate.audit_dir:
         _log_table(client, run_id, AuditReport.read(candidate.audit_dir / "audit.json").rows(), "audit.json")
+    alarms = raised_alarms(read_metrics(train / METRICS_FILE))
+    if alarms:
+        client.log_text(run_id, json.dumps([asdict(alarm) for alarm in alarms], indent=2), "alarms.json")
     if (evaluation / "plots").is_dir():
         client.log_artifacts(run_id, str(evaluation / "plots"), "plots")
 
@@ -280,12 +285,14 @@ def _run_tags(candidate: Candidate, evidence: _Evidence) -> dict[str, str]:
 
 def _version_tags(candidate: Candidate, evidence: _Evidence) -> dict[str, str]:
     commit = {"medgrpo.git_commit": candidate.git_commit, "mlflow.source.git.commit": candidate.git_commit}
+    alarms = raised_alarms(read_metrics(candidate.train_dir / METRICS_FILE))
     return {
         DIGEST_TAG: candidate.model_digest,
         EVALUATION_TAG: evidence.metrics_digest,
         "medgrpo.domain": evidence.data["domain"],
         "medgrpo.synthetic": str(evidence.data["synthetic"]).lower(),
         "medgrpo.base": candidate.config.policy.base,
+        ALARMS_TAG: ", ".join(alarm.name for alarm in alarms) or "none",
         **{key: value for key, value in commit.items() if value},
         **{key: value for key, value in candidate.tags.items() if key == FLOW_RUN_TAG},
     }

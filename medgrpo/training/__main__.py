@@ -38,6 +38,7 @@ def train(config: RunConfig, data: Path, directory: Path) -> None:
     from medgrpo.preparation import check_leaks, load_records, prompt_text
     from medgrpo.training import logprobs
     from medgrpo.training.grpo import train_grpo
+    from medgrpo.training.metrics import raised_alarms, read_metrics
     from medgrpo.training.warmup import train_warmup
 
     logprobs.install()
@@ -58,7 +59,7 @@ def train(config: RunConfig, data: Path, directory: Path) -> None:
         **_merge(config, adapter, directory / "model"),
         "seconds": round(time.monotonic() - started, 1),
     }
-    summary["flags"] = _flags(summary)
+    summary["flags"] = [*_flags(summary), *map(str, raised_alarms(read_metrics(metrics)))]
     write_json(directory / "training.json", summary)
 
 

@@ -1,7 +1,7 @@
-"""Trainer callbacks: metrics to a file first, complete checkpoints, alarms in plain words."""
+"""Trainer callbacks: metrics to a file first, what they say of the training, complete checkpoints."""
 
 import json
-import math
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,23 +10,44 @@ from typing import Any
 from transformers import TrainerCallback
 
 from medgrpo.errors import TrainingAlarm
+from medgrpo.manifests import write_json
+from medgrpo.training.metrics import read_metrics
+from medgrpo.training.sampling import SpreadOrder
+from medgrpo.training.watch import ALWAYS_STOP, Watch
 
 COMPLETE = "complete"
+ORDER = "order.json"
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every logged step to `metrics.jsonl`, with the phase, the step count and the time left."""
+    """Appends every logged step to `metrics.jsonl`: phase, step, steps, time left, the numbers, what the watch adds.
 
-    def __init__(self, path: Path, phase: str) -> None:
-        self._path, self._phase = path, phase
+    Args:
+        path: the file.
+        phase: "warmup" or "grpo".
+        watch: a new one; after a resume it first sees the rows up to the checkpoint.
+    """
+
+    def __init__(self, path: Path, phase: str, watch: Watch) -> None:
+        self._path, self._phase, self._watch = path, phase, watch
+        self._ringing: set[str] = set()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock."""
+        """Start the clock, and let the watch see what was before."""
         self._started, self._first_step = time.monotonic(), state.global_step
+        for row in read_metrics(self._path):
+            if row["phase"] == self._phase and row["step"] <= state.global_step:
+                self._ringing = set(self._watch.look(row).get("alarms", {}))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
-        """Write one row; only the main process does."""
-        if not logs or "loss" not in logs or not state.is_world_process_zero:
+        """Write one row; only the main process does.
+
+        Raises:
+            TrainingAlarm: an alarm rings that ends the training.
+        """
+        if not logs or "loss" not in logs:
             return
         seconds = time.monotonic() - self._started
         done = max(1, state.global_step - self._first_step)
@@ -38,53 +59,72 @@ class MetricsFile(TrainerCallback):
             "seconds_left": round(seconds / done * (state.max_steps - state.global_step), 1),
             **{key: value for key, value in logs.items() if isinstance(value, int | float)},
         }
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        row |= self._watch.look(row)
+        if state.is_world_process_zero:
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+        self._ring(row.get("alarms", {}), state)
+
+    def _ring(self, alarms: Mapping[str, str], state: Any) -> None:
+        """Say which alarms have begun to ring, and end the training if one does."""
+        for alarm, sentence in alarms.items():
+            if alarm not in self._ringing:
+                logger.warning("alarm %s at step %d: %s", alarm, state.global_step, sentence)
+        self._ringing = set(alarms)
+        for alarm in filter(self._watch.stops, alarms):
+            last = state.best_model_checkpoint
+            kept = f"The last checkpoint from before is {last}." if last else "No checkpoint is from before."
+            advice = "" if alarm in ALWAYS_STOP else " To go on all the same, set watch.action = 'warn' and run again."
+            raise TrainingAlarm(f"{alarms[alarm]} {kept}{advice}")
 
 
 class CompleteCheckpoints(TrainerCallback):
-    """Marks a checkpoint as whole once everything in it is on disk; only a marked one is resumed from."""
+    """Marks a checkpoint as whole once everything in it is on disk; only a marked one is resumed from.
+
+    The last one that was saved while the watch was calm is kept until the next such one.
+
+    Args:
+        watch: what follows the training; after a resume it must have seen what was before, so `MetricsFile` goes first.
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """After a resume, the checkpoint that it is from may be the last good one."""
+        if state.global_step:
+            self._keep(args, state)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write the mark."""
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+            (_saved(args, state) / COMPLETE).touch()
+        self._keep(args, state)
+
+    def _keep(self, args: Any, state: Any) -> None:
+        if self._watch.calm:
+            # The trainer never deletes its best checkpoint.
+            state.best_model_checkpoint = str(_saved(args, state))
 
 
-class Alarms(TrainerCallback):
-    """Stops a training that cannot come to anything, with the reason and a remedy.
+class KeptOrder(TrainerCallback):
+    """Keeps the order of the prompts in each checkpoint; goes before `CompleteCheckpoints`.
 
     Args:
-        patience: consecutive logged steps with only empty completions that are tolerated.
+        order: the order to keep.
     """
 
-    def __init__(self, patience: int) -> None:
-        self._patience, self._empty = patience, 0
+    def __init__(self, order: SpreadOrder) -> None:
+        self._order = order
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
-        """Look at one step's metrics.
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write `order.json`."""
+        if state.is_world_process_zero:
+            write_json(_saved(args, state) / ORDER, self._order.state())
 
-        Raises:
-            TrainingAlarm: a loss or gradient that is not finite, or completions that stay empty.
-        """
-        logs = logs or {}
-        for name in ("loss", "grad_norm"):
-            value = logs.get(name)
-            if value is not None and not math.isfinite(value):
-                raise TrainingAlarm(
-                    f"{name} is {value} at step {state.global_step}: the numbers overflowed. Lower the learning rate, "
-                    "and compute in float32 (policy.autocast = 'none')."
-                )
-        length = logs.get("completions/mean_length")
-        if length is None:
-            return
-        # A completion that is only the end-of-turn token is empty.
-        self._empty = self._empty + 1 if length <= 1 else 0
-        if self._empty >= self._patience:
-            raise TrainingAlarm(
-                f"every completion has been empty for {self._empty} steps (at step {state.global_step}). Check the "
-                "chat template and the end-of-turn token, warm up longer, or compute in float32."
-            )
+
+def _saved(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
 def last_complete_checkpoint(directory: Path) -> Path | None:

@@ -1,16 +1,58 @@
 """GRPO, group relative policy optimisation (Shao et al., arXiv 2402.03300); every value comes from config."""
 
+import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
+from trl import GRPOConfig
 
 from medgrpo.config import RunConfig
 from medgrpo.records import Record
 from medgrpo.rewards import reward_functions
-from medgrpo.training.callbacks import Alarms, CompleteCheckpoints, MetricsFile, last_complete_checkpoint
-from medgrpo.training.warmup import balanced_order
+from medgrpo.training.callbacks import ORDER, CompleteCheckpoints, KeptOrder, MetricsFile, last_complete_checkpoint
+from medgrpo.training.grouped import GroupedGRPOTrainer
+from medgrpo.training.sampling import LatePlaces, SpreadOrder, balanced_order
+from medgrpo.training.watch import Watch, completion_facts
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+# Rewards of a group that differ by less than this are the same, summed in another order.
+SAME = 1e-6
+
+
+class WatchedGRPOTrainer(GroupedGRPOTrainer):
+    """The trainer, with an order of prompts that may depend on what they earned, and with facts on the completions.
+
+    Args:
+        order: the row of each prompt, in the order of the steps.
+        records: id -> Record.
+    """
+
+    def __init__(self, *args: Any, order: Sequence[int], records: Mapping[str, Record], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._order, self._records = order, records
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        places: Any = super()._get_train_sampler(range(len(self._order)))
+        return LatePlaces(places, self._order)
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+        """[B, pillars] rewards of the completions of all processes, as TRL's; what they are like is logged."""
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        groups = rewards.sum(1).view(-1, self.num_generations)
+        spread = (groups.amax(1) - groups.amin(1) > SAME).tolist()
+        if isinstance(self._order, SpreadOrder):
+            self._order.learn(spread)
+        facts = completion_facts(
+            [self._records[row["record_id"]] for row in inputs], [text[-1]["content"] for text in completions]
+        )
+        for name, value in {**facts, "watch/no_spread": 1 - sum(spread) / len(spread)}.items():
+            self._log_metric(name, value)
+        return rewards
 
 
 def train_grpo(model: Any, tokenizer: Any, rows: "Dataset", config: RunConfig, directory: Path, metrics: Path) -> None:
@@ -25,36 +67,46 @@ def train_grpo(model: Any, tokenizer: Any, rows: "Dataset", config: RunConfig, d
         metrics: the `metrics.jsonl` to append to.
 
     Raises:
-        TrainingAlarm: a loss that is not finite, or completions that stay empty.
+        TrainingAlarm: going on is pointless, or `watch.action` is "stop" and an alarm rings (see `WatchConfig`).
     """
-    import torch
-
-    from medgrpo.training.grouped import GroupedGRPOTrainer
-
-    grpo = config.grpo
-    order = balanced_order(rows["verdict"], grpo.steps * grpo.prompts_per_step, grpo.balance, config.seed)
+    grpo, watch = config.grpo, Watch(config)
     records = {record.id: record for record in map(Record.model_validate_json, rows["record"])}
-    trainer = GroupedGRPOTrainer(
+    checkpoint = last_complete_checkpoint(directory)
+    order = _order(rows["verdict"], config, checkpoint)
+    trainer = WatchedGRPOTrainer(
+        order=order,
+        records=records,
         micro_batch_tokens=grpo.micro_batch_tokens,
         rollout_dtype=torch.bfloat16 if grpo.rollout_dtype == "bfloat16" else None,
         model=model,
         reward_funcs=reward_functions(records, config.rewards, grpo.max_completion_length),
         args=_arguments(config, directory),
-        train_dataset=rows.select(order).select_columns(["prompt", "record_id"]),
+        train_dataset=rows.select_columns(["prompt", "record_id"]),
         processing_class=tokenizer,
-        callbacks=[MetricsFile(metrics, "grpo"), CompleteCheckpoints(), Alarms(grpo.alarm_patience)],
+        callbacks=[
+            MetricsFile(metrics, "grpo", watch),
+            *([KeptOrder(order)] if isinstance(order, SpreadOrder) else []),
+            CompleteCheckpoints(watch),
+        ],
     )
-    checkpoint = last_complete_checkpoint(directory)
     if checkpoint:
         # Where beta puts a reference adapter beside the policy's, transformers resumes the reference alone.
         model.load_adapter(str(checkpoint), "default", is_trainable=True)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
-def _arguments(config: RunConfig, directory: Path) -> Any:
-    import torch
-    from trl import GRPOConfig
+def _order(verdicts: Sequence[str], config: RunConfig, checkpoint: Path | None) -> Sequence[int]:
+    """The row of each prompt of the training, as `grpo.sampling` says; where it depends on rewards, as it was."""
+    grpo = config.grpo
+    if grpo.sampling == "balanced":
+        return balanced_order(verdicts, grpo.steps * grpo.prompts_per_step, grpo.balance, config.seed)
+    order = SpreadOrder(verdicts, grpo.steps, grpo.prompts_per_step, grpo.balance, config.seed)
+    if checkpoint:
+        order.restore(json.loads((checkpoint / ORDER).read_text()))
+    return order
 
+
+def _arguments(config: RunConfig, directory: Path) -> Any:
     grpo = config.grpo
     return GRPOConfig(
         output_dir=str(directory),
@@ -94,7 +146,8 @@ def _arguments(config: RunConfig, directory: Path) -> Any:
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
         save_strategy="steps",
-        save_steps=grpo.save_steps,
+        # A checkpoint holds no completions: resumed between two passes over the same ones, others would be written.
+        save_steps=math.ceil(grpo.save_steps / grpo.num_iterations) * grpo.num_iterations,
         save_total_limit=2,
         logging_steps=1,
         logging_nan_inf_filter=False,

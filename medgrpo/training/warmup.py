@@ -1,11 +1,12 @@
 """Warm-up: supervised fine-tuning on gold completions, so that GRPO starts from a policy that knows the form."""
 
-import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medgrpo.config import RunConfig
-from medgrpo.training.callbacks import Alarms, CompleteCheckpoints, MetricsFile, last_complete_checkpoint
+from medgrpo.training.callbacks import CompleteCheckpoints, MetricsFile, last_complete_checkpoint
+from medgrpo.training.sampling import balanced_order
+from medgrpo.training.watch import Watch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,48 +32,17 @@ def train_warmup(
 
     order = balanced_order(rows["verdict"], len(rows), config.warmup.balance, config.seed)
     dataset = rows.select(order).map(_conversation, remove_columns=rows.column_names)
+    watch = Watch(config)
     trainer = VerdictWeightedTrainer(
         verdict_weight=config.warmup.verdict_weight,
         model=model,
         args=_arguments(config, directory),
         train_dataset=dataset,
         processing_class=tokenizer,
-        callbacks=[MetricsFile(metrics, "warmup"), CompleteCheckpoints(), Alarms(config.grpo.alarm_patience)],
+        callbacks=[MetricsFile(metrics, "warmup", watch), CompleteCheckpoints(watch)],
     )
     checkpoint = last_complete_checkpoint(directory)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-
-def balanced_order(verdicts: list[str], count: int, balance: float, seed: int) -> list[int]:
-    """Indices of `count` rows whose verdicts lie between their natural shares and equal ones.
-
-    Args:
-        verdicts: verdict of each row.
-        count: number of indices wanted.
-        balance: 0 keeps the natural shares, 1 makes them equal, between them they are interpolated.
-        seed: seed of the draw.
-
-    Returns:
-        Indices in random order; within a verdict every row is used before any is used again.
-
-    >>> order = balanced_order(["yes"] * 8 + ["no"] * 2, 10, 1.0, 0)
-    >>> sum(i < 8 for i in order)
-    5
-    """
-    generator = random.Random(seed)
-    rows_of = {verdict: [i for i, v in enumerate(verdicts) if v == verdict] for verdict in sorted(set(verdicts))}
-    shares = {v: (1 - balance) * len(rows) / len(verdicts) + balance / len(rows_of) for v, rows in rows_of.items()}
-    taken: dict[str, int] = dict.fromkeys(rows_of, 0)
-    queues: dict[str, list[int]] = {verdict: [] for verdict in rows_of}
-    order: list[int] = []
-    for position in range(1, count + 1):
-        # The verdict furthest behind its share comes next, so that every stretch is balanced, not only the whole.
-        verdict = max(rows_of, key=lambda v: (shares[v] * position - taken[v], v))
-        if not queues[verdict]:
-            queues[verdict] = generator.sample(rows_of[verdict], len(rows_of[verdict]))
-        order.append(queues[verdict].pop())
-        taken[verdict] += 1
-    return order
 
 
 def _conversation(row: dict[str, Any]) -> dict[str, Any]:

@@ -134,6 +134,17 @@ def test_pillars_are_drawn_without_a_total():
     assert ">total<" not in svg
 
 
+def test_what_is_watched_has_its_curves():
+    """The shares of what completions were like, and of their verdicts, are two figures with a legend each."""
+    training = rows("grpo", "watch/strict_form", [0.25, 0.75]) + rows("grpo", "watch/verdict_none", [0.5, 0.0])
+    watched, said = plots.watched_curves(training), plots.verdict_curves(training)
+    assert "Strict form: from 0.25 at step 1 to 0.75 at step 2." in watched
+    assert ">strict form<" in watched
+    assert ">unreadable<" in said
+    assert ">yes<" not in said
+    assert plots.watched_curves(rows("grpo", "reward", [0.1])) == plots.verdict_curves([]) == ""
+
+
 def test_a_step_logged_twice_counts_as_logged_last():
     """A resumed run repeats steps since its checkpoint: the later row wins."""
     again = [*rows("grpo", "reward", [0.1, 0.9]), {"phase": "grpo", "step": 2, "reward": 0.4}]

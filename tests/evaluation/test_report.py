@@ -141,6 +141,15 @@ def test_the_page_is_whole_and_loads_nothing(run, metrics, case, real_figures):
     assert len([svg for svg in parsed.named("svg") if svg.get("role") == "img"]) == 3
 
 
+def test_alarms_of_the_training_are_said_at_the_top_and_under_training(run, metrics, case):
+    """An alarm that rang is named in the summary, and stands under Training with its steps and its sentence."""
+    training = [{"phase": "grpo", "step": step, "alarms": {"kl": "Far <away>."}} for step in (7, 8)]
+    text = words(report.render_report(run, metrics, [case], training))
+    assert "Alarms rang during the training (kl); what they said is under Training." in text
+    assert "alarm kl (steps 7 to 8): Far <away>." in text
+    assert "alarm" not in words(report.render_report(run, metrics, [case], [{"phase": "grpo", "step": 1}])).lower()
+
+
 def test_headings_tables_and_controls_are_named(run, metrics, case):
     """Every table has a caption, every header cell a scope, every section a heading; headings skip no level."""
     page = Page(report.render_report(run, metrics, [case], []))

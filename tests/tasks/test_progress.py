@@ -70,6 +70,13 @@ def test_a_phase_without_rewards_leaves_them_out(screen: Screen, caplog: pytest.
     assert caplog.messages == ["warmup 1/4 loss 0.500, 1.5 min left"]
 
 
+def test_an_alarm_that_rings_is_shown(screen: Screen, caplog: pytest.LogCaptureFixture) -> None:
+    """The line names the alarms of the step; what they say is in the training's own log."""
+    with StageProgress("key", "Training") as shown:
+        shown.training(_row(1, alarms={"kl": "Far away.", "length": "Too long."}))
+    assert caplog.messages == ["grpo 1/4 loss 0.500, 1.5 min left, alarm kl, alarm length"]
+
+
 def test_lines_come_at_most_every_fifteen_seconds(screen: Screen, caplog: pytest.LogCaptureFixture) -> None:
     """Steps that follow each other quickly share a line; the last step always gets its own."""
     with StageProgress("key", "Training") as shown:

@@ -7,16 +7,33 @@ from types import SimpleNamespace
 
 import pytest
 
+from medgrpo.config import RunConfig, WatchConfig
 from medgrpo.errors import TrainingAlarm
-from medgrpo.training.callbacks import COMPLETE, Alarms, CompleteCheckpoints, MetricsFile, last_complete_checkpoint
+from medgrpo.training.callbacks import (
+    COMPLETE,
+    ORDER,
+    CompleteCheckpoints,
+    KeptOrder,
+    MetricsFile,
+    last_complete_checkpoint,
+)
+from medgrpo.training.metrics import read_metrics
+from medgrpo.training.sampling import SpreadOrder
+from medgrpo.training.watch import Watch
 
 
 def state(step, steps=10, main_process=True):
-    return SimpleNamespace(global_step=step, max_steps=steps, is_world_process_zero=main_process)
+    return SimpleNamespace(
+        global_step=step, max_steps=steps, is_world_process_zero=main_process, best_model_checkpoint=None
+    )
 
 
-def started(path, phase="grpo", at=0):
-    callback = MetricsFile(path, phase)
+def watching(**settings):
+    return Watch(RunConfig(watch=WatchConfig(**settings)))
+
+
+def started(path, phase="grpo", at=0, watch=None):
+    callback = MetricsFile(path, phase, watch or watching())
     callback.on_train_begin(None, state(at), None)
     return callback
 
@@ -37,7 +54,8 @@ def test_a_metrics_row_says_phase_step_steps_and_time_left(tmp_path):
     row = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert before <= row.pop("time") <= time.time()
     assert row.pop("seconds_left") >= 0
-    assert row == {"phase": "grpo", "step": 3, "steps": 10, "loss": 0.5, "reward": 1.25}
+    assert row.pop("smooth/reward") == 1.25
+    assert row == {"phase": "grpo", "step": 3, "steps": 10, "loss": 0.5, "reward": 1.25, "watch/alarms": 0}
 
 
 @pytest.mark.parametrize(("first", "step", "left"), [(0, 4, 60.0), (0, 10, 0.0), (2, 4, 120.0), (4, 4, 240.0)])
@@ -81,59 +99,124 @@ def test_only_the_main_process_writes_and_only_steps(tmp_path, logs, main_proces
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize("name", ["loss", "grad_norm"])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_number_that_is_not_finite_stops_training(name, value):
-    """A NaN or infinite loss or gradient raises a sentence with the step and a remedy."""
+@pytest.mark.parametrize("action", ["warn", "stop"])
+def test_a_number_that_is_not_finite_always_stops(tmp_path, action):
+    """Whatever `watch.action` is, a NaN loss ends the training with a sentence, and its row is in the file."""
+    callback = started(tmp_path / "metrics.jsonl", watch=watching(action=action))
+    with pytest.raises(TrainingAlarm, match=r"loss is nan at step 7.* No checkpoint is from before\.$"):
+        callback.on_log(None, state(7), None, {"loss": math.nan})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["alarms"].keys() == {"not_finite"}
+
+
+def kl_rows(callback, values, saves=None):
+    """Log one step per value of the divergence, saving where `saves` says so; the state."""
+    now = state(0)
+    for now.global_step, value in enumerate(values, start=1):
+        callback.on_log(None, now, None, {"loss": 0.1, "kl": value})
+        if saves:
+            saves(now)
+    return now
+
+
+def test_an_alarm_that_warns_is_said_once_and_stands_in_each_row(tmp_path, caplog):
+    """An alarm is logged when it begins to ring, stands in every row while it does, and may ring again later."""
+    callback = started(tmp_path / "metrics.jsonl", watch=watching(span=1, patience=2))
+    kl_rows(callback, [0.1, 2.0, 2.0, 2.0, 0.1, 3.0, 3.0])
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows if "kl" in row.get("alarms", {})] == [3, 4, 7]
+    assert [row["watch/alarms"] for row in rows] == [0, 0, 1, 1, 0, 0, 1]
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "alarm kl at step 3",
+        "alarm kl at step 7",
+    ]
+
+
+def test_an_alarm_that_stops_names_the_last_good_checkpoint_and_the_way_on(tmp_path):
+    """The sentence says what is wrong, which checkpoint is from before the trouble, and how to go on all the same."""
+    watch = watching(span=1, patience=3, action="stop")
+    callback, marks = started(tmp_path / "metrics.jsonl", watch=watch), CompleteCheckpoints(watch)
+    arguments = SimpleNamespace(output_dir=str(tmp_path))
+
+    def save(now):
+        checkpoint(tmp_path, now.global_step, complete=False)
+        marks.on_save(arguments, now, None)
+
     with pytest.raises(TrainingAlarm) as alarm:
-        Alarms(patience=3).on_log(None, state(7), None, {"loss": 0.1, "grad_norm": 0.2, name: value})
-    sentence = str(alarm.value)
-    assert f"{name} is {value} at step 7" in sentence
-    assert "learning rate" in sentence
-    assert "policy.autocast" in sentence
-    assert sentence.endswith(".")
+        kl_rows(callback, [0.1, 0.2, 2.0, 2.0, 2.0], save)
+    assert "2 nats per token" in str(alarm.value)
+    assert f"The last checkpoint from before is {tmp_path / 'checkpoint-2'}." in str(alarm.value)
+    assert "watch.action = 'warn'" in str(alarm.value)
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
 
 
-@pytest.mark.parametrize("logs", [None, {}, {"loss": 0.0, "grad_norm": 0.0}, {"reward": math.nan}])
-def test_ordinary_steps_raise_no_alarm(logs):
-    """A zero loss is normal with one iteration and no KL term, and logs without a loss are not judged."""
-    alarms = Alarms(patience=1)
-    for step in range(1, 5):
-        alarms.on_log(None, state(step), None, logs)
-    assert alarms._empty == 0
+def test_a_resumed_watch_has_seen_what_was_before_and_nothing_after(tmp_path, caplog):
+    """Resumed after step 4, the averages are those of steps 1 to 4, rows behind the checkpoint do not count, and an
+    alarm that rang already is not said again."""
+    path, values = tmp_path / "metrics.jsonl", [0.1, 1.5, 2.5, 3.5, 9.0, 0.7]
+    kl_rows(started(path, watch=watching(span=2, patience=2)), values[:5])
+    caplog.clear()
+    resumed = started(path, at=4, watch=watching(span=2, patience=2))
+    resumed.on_log(None, state(5), None, {"loss": 0.1, "kl": values[5]})
+    plain = tmp_path / "plain.jsonl"
+    kl_rows(started(plain, watch=watching(span=2, patience=2)), [*values[:4], values[5]])
+    assert read_metrics(path)[-1]["smooth/kl"] == read_metrics(plain)[-1]["smooth/kl"]
+    assert [record.message for record in caplog.records if "alarm kl at step 5" in record.message] == []
 
 
-@pytest.mark.parametrize("patience", [1, 3])
-def test_completions_that_stay_empty_stop_training(patience):
-    """After `patience` steps in a row with nothing but end tokens comes a sentence that names the causes."""
-    alarms = Alarms(patience)
-    for step in range(1, patience):
-        alarms.on_log(None, state(step), None, {"loss": 0.0, "completions/mean_length": 1.0})
-    with pytest.raises(TrainingAlarm) as alarm:
-        alarms.on_log(None, state(patience), None, {"loss": 0.0, "completions/mean_length": 0.0})
-    sentence = str(alarm.value)
-    assert f"empty for {patience} steps (at step {patience})" in sentence
-    assert "chat template" in sentence
-    assert "end-of-turn token" in sentence
+@pytest.mark.parametrize("phase", ["warmup", "grpo"])
+def test_rows_of_the_other_phase_are_not_this_phases_past(tmp_path, phase):
+    """The warm-up's steps do not enter GRPO's averages."""
+    path = tmp_path / "metrics.jsonl"
+    kl_rows(started(path, phase=phase, watch=watching(span=2)), [0.1, 0.9])
+    started(path, at=2, watch=watching(span=2)).on_log(None, state(3), None, {"loss": 0.1, "kl": 0.4})
+    expected = 0.4 if phase == "warmup" else (0.1 / 9 + 0.9 / 3 + 0.4) / (1 / 9 + 1 / 3 + 1)
+    assert read_metrics(path)[-1]["smooth/kl"] == pytest.approx(expected)
 
 
-def test_one_filled_completion_resets_the_count():
-    """Only consecutive empty steps count, and logs without lengths, as in the warm-up, neither count nor reset."""
-    alarms = Alarms(patience=3)
-    for step, length in enumerate([1.0, 1.0, 20.0, 1.0, 1.0], start=1):
-        alarms.on_log(None, state(step), None, {"completions/mean_length": length})
-        alarms.on_log(None, state(step), None, {"train_loss": 0.1})
-    with pytest.raises(TrainingAlarm):
-        alarms.on_log(None, state(6), None, {"completions/mean_length": 1.0})
+def test_a_checkpoint_from_before_the_trouble_is_kept(tmp_path):
+    """While there is trouble the trainer's best checkpoint stays the last one from before, which it never deletes."""
+    watch = watching(span=1, patience=2)
+    marks, arguments, best = CompleteCheckpoints(watch), SimpleNamespace(output_dir=str(tmp_path)), []
+
+    def save(now):
+        checkpoint(tmp_path, now.global_step, complete=False)
+        marks.on_save(arguments, now, None)
+        best.append(now.best_model_checkpoint)
+
+    kl_rows(started(tmp_path / "metrics.jsonl", watch=watch), [0.1, 2.0, 2.0, 0.1], save)
+    assert best == [str(tmp_path / f"checkpoint-{step}") for step in (1, 1, 1, 4)]
+
+
+@pytest.mark.parametrize(("step", "best"), [(0, None), (2, "checkpoint-2"), (3, None)])
+def test_a_resumed_training_takes_its_checkpoint_for_good_if_it_is(tmp_path, step, best):
+    """Resumed where all was well, that checkpoint is from before any trouble; in the trouble, or at the start, none."""
+    path, now = tmp_path / "metrics.jsonl", state(step)
+    kl_rows(started(path, watch=watching(span=1)), [0.1, 0.1, 2.0])
+    watch = watching(span=1)
+    for callback in (MetricsFile(path, "grpo", watch), CompleteCheckpoints(watch)):
+        callback.on_train_begin(SimpleNamespace(output_dir=str(tmp_path)), now, None)
+    assert now.best_model_checkpoint == (best and str(tmp_path / best))
+
+
+def test_the_order_is_written_into_the_checkpoint(tmp_path):
+    """What an order has drawn and learnt lies in the checkpoint, written by the main process only."""
+    order = SpreadOrder(["yes"] * 5, 4, 2, 0.0, 0)
+    drawn = order[:2]
+    order.learn([True, False])
+    path, arguments = checkpoint(tmp_path, 1, complete=False), SimpleNamespace(output_dir=str(tmp_path))
+    KeptOrder(order).on_save(arguments, state(1, main_process=False), None)
+    assert list(path.iterdir()) == []
+    KeptOrder(order).on_save(arguments, state(1), None)
+    assert json.loads((path / ORDER).read_text()) == {"drawn": [drawn], "spread": [[1, 0]]}
 
 
 def test_a_saved_checkpoint_is_marked_by_the_main_process(tmp_path):
     """The mark is written after the save, and only by one process."""
     arguments = SimpleNamespace(output_dir=str(tmp_path))
     path = checkpoint(tmp_path, 5, complete=False)
-    CompleteCheckpoints().on_save(arguments, state(5, main_process=False), None)
+    CompleteCheckpoints(watching()).on_save(arguments, state(5, main_process=False), None)
     assert last_complete_checkpoint(tmp_path) is None
-    CompleteCheckpoints().on_save(arguments, state(5), None)
+    CompleteCheckpoints(watching()).on_save(arguments, state(5), None)
     assert last_complete_checkpoint(tmp_path) == path
 
 

@@ -1,18 +1,21 @@
 """Tests of medgrpo.training.grpo: the settings, the loss against one worked out by hand, and resuming."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from medgrpo.config import GrpoConfig, RunConfig
+from medgrpo.config import GrpoConfig, RunConfig, WatchConfig
 from medgrpo.errors import TrainingAlarm
 from medgrpo.rewards import PILLARS
 from medgrpo.testing import tiny_record
 from medgrpo.training import grpo
-from medgrpo.training.callbacks import COMPLETE, Alarms, CompleteCheckpoints, MetricsFile
-from medgrpo.training.warmup import balanced_order
+from medgrpo.training.callbacks import COMPLETE, ORDER, CompleteCheckpoints, KeptOrder, MetricsFile
+from medgrpo.training.metrics import raised_alarms
+from medgrpo.training.sampling import SpreadOrder, balanced_order
+from medgrpo.training.watch import SMOOTHED, Watch, completion_facts
 
 # field -> (a value that is not the default, the field of TRL's GRPOConfig, what must stand there)
 PASSED = {
@@ -44,8 +47,8 @@ PASSED = {
     "gradient_checkpointing": (True, "gradient_checkpointing", True),
     "save_steps": (13, "save_steps", 13),
 }
-# `balance` shapes the order of the prompts, the others are the alarms' and the trainer's own; all are tested below.
-USED_ELSEWHERE = {"balance", "alarm_patience", "micro_batch_tokens", "rollout_dtype"}
+# `balance` and `sampling` shape the order of the prompts, the others are the trainer's own; all are tested below.
+USED_ELSEWHERE = {"balance", "sampling", "micro_batch_tokens", "rollout_dtype"}
 
 
 def test_every_setting_of_grpo_is_accounted_for():
@@ -87,10 +90,8 @@ class Recorder:
 @pytest.fixture
 def trainers(monkeypatch):
     """The trainers that were built, none of which trains."""
-    from medgrpo.training import grouped
-
     built = []
-    monkeypatch.setattr(grouped, "GroupedGRPOTrainer", lambda **given: built.append(Recorder(**given)) or built[-1])
+    monkeypatch.setattr(grpo, "WatchedGRPOTrainer", lambda **given: built.append(Recorder(**given)) or built[-1])
     return built
 
 
@@ -119,9 +120,10 @@ def test_the_trainer_sees_prompts_in_balanced_order_and_nothing_to_copy_from(tmp
     rows = training_rows(["yes"] * 6 + ["no"] * 3)
     config = RunConfig(seed=5, grpo=GrpoConfig(steps=3, prompts_per_step=4, balance=1.0))
     grpo.train_grpo(None, None, rows, config, tmp_path, tmp_path / "metrics.jsonl")
-    dataset = trainers[0].given["train_dataset"]
-    assert set(dataset.column_names) == {"prompt", "record_id"}
-    assert dataset["record_id"][:] == [f"r{i}" for i in balanced_order(rows["verdict"], 12, 1.0, 5)]
+    given = trainers[0].given
+    assert set(given["train_dataset"].column_names) == {"prompt", "record_id"}
+    assert given["train_dataset"]["record_id"][:] == rows["record_id"][:]
+    assert given["order"] == balanced_order(rows["verdict"], 12, 1.0, 5)
 
 
 def test_the_rewards_are_the_three_pillars_of_the_rows_records(tmp_path, trainers):
@@ -138,14 +140,33 @@ def test_the_rewards_are_the_three_pillars_of_the_rows_records(tmp_path, trainer
 
 
 def test_the_trainer_gets_its_callbacks_and_its_budget(tmp_path, trainers):
-    """Metrics, marks and alarms are attached, with the patience and the budget of tokens asked for."""
-    config = RunConfig(grpo=GrpoConfig(alarm_patience=7, micro_batch_tokens=333, rollout_dtype="bfloat16"))
+    """Metrics and marks share a watch; the budget of tokens and the records are those asked for."""
+    config = RunConfig(grpo=GrpoConfig(micro_batch_tokens=333, rollout_dtype="bfloat16"))
     grpo.train_grpo(None, None, training_rows(["yes"]), config, tmp_path, tmp_path / "metrics.jsonl")
-    metrics, marks, alarms = trainers[0].given["callbacks"]
-    assert (type(metrics), type(marks), type(alarms)) == (MetricsFile, CompleteCheckpoints, Alarms)
-    assert (metrics._phase, alarms._patience) == ("grpo", 7)
+    metrics, marks = trainers[0].given["callbacks"]
+    assert (type(metrics), type(marks)) == (MetricsFile, CompleteCheckpoints)
+    assert (metrics._phase, metrics._watch) == ("grpo", marks._watch)
     assert trainers[0].given["micro_batch_tokens"] == 333
     assert trainers[0].given["rollout_dtype"] == torch.bfloat16
+    assert trainers[0].given["records"] == {"r0": tiny_record("r0")}
+
+
+def test_an_order_that_follows_the_rewards_is_kept_with_the_checkpoints(tmp_path, trainers):
+    """With sampling = "spread" the order is a SpreadOrder, written before the checkpoint is marked as whole."""
+    config = RunConfig(seed=5, grpo=GrpoConfig(steps=3, prompts_per_step=4, balance=1.0, sampling="spread"))
+    rows = training_rows(["yes"] * 6 + ["no"] * 3)
+    grpo.train_grpo(None, None, rows, config, tmp_path, tmp_path / "metrics.jsonl")
+    given = trainers[0].given
+    assert [type(callback) for callback in given["callbacks"]] == [MetricsFile, KeptOrder, CompleteCheckpoints]
+    assert given["order"][:4] == SpreadOrder(rows["verdict"], 3, 4, 1.0, 5)[:4]
+    assert len(given["order"]) == 12
+
+
+@pytest.mark.parametrize(("save_steps", "num_iterations", "expected"), [(5, 1, 5), (5, 2, 6), (6, 3, 6), (1, 4, 4)])
+def test_checkpoints_lie_between_batches_of_completions(tmp_path, save_steps, num_iterations, expected):
+    """Completions are not in a checkpoint, so none is written between two passes over the same ones."""
+    settings = GrpoConfig(save_steps=save_steps, num_iterations=num_iterations)
+    assert grpo._arguments(RunConfig(grpo=settings), tmp_path).save_steps == expected
 
 
 # --- TRL's loss with our log-probabilities -----------------------------------------------------------------------
@@ -251,7 +272,11 @@ def test_trls_loss_with_our_log_probabilities_is_the_loss_by_hand(tiny, tmp_path
 STEPS = 4
 
 
-def train(tiny, directory, monkeypatch, steps=STEPS, start=None, **changes):
+def pays_by_text(completions, record_id, **_):
+    return [float(sum(map(ord, text[-1]["content"])) % 7) for text in completions]
+
+
+def train(tiny, directory, monkeypatch, steps=STEPS, start=None, watch=None, earns=pays_by_text, **changes):
     """Train the tiny policy with rewards that depend on the text; the prompts of each step in order, and the model."""
     from medgrpo.policies import load_trainable
 
@@ -259,11 +284,12 @@ def train(tiny, directory, monkeypatch, steps=STEPS, start=None, **changes):
 
     def pay(completions, record_id, **_):
         seen.append(list(record_id))
-        return [float(sum(map(ord, text[-1]["content"])) % 7) for text in completions]
+        return earns(completions, record_id)
 
     monkeypatch.setattr(grpo, "reward_functions", lambda *_: [pay])
     settings = {"steps": steps, "max_completion_length": 6, "learning_rate": 1e-2, **changes}
-    config = tiny.config.model_copy(update={"grpo": tiny.config.grpo.model_copy(update=settings)})
+    parts = {"grpo": tiny.config.grpo.model_copy(update=settings), "watch": WatchConfig(**(watch or {}))}
+    config = tiny.config.model_copy(update=parts)
     torch.manual_seed(0)
     model, tokenizer = load_trainable(config.policy, start)
     rows = training_rows(["yes"] * 5 + ["no"] * 4 + ["maybe"] * 2)
@@ -334,8 +360,10 @@ def test_a_resumed_training_is_the_uninterrupted_one_to_the_value(tiny, whole, t
         for key, value in flat(wanted).items():
             assert torch.equal(torch.as_tensor(flat(got)[key]), torch.as_tensor(value)), (part, key)
     kept = [rows_written(path)[-1] for path in (tmp_path, whole.directory)]
-    same = ("loss", "reward", "grad_norm", "learning_rate", "completions/mean_length", "entropy")
-    assert [kept[0][key] for key in same] == [kept[1][key] for key in same]
+    passing = ("time", "seconds_left", "step_time", "train_runtime")
+    assert [{k: v for k, v in row.items() if k not in passing} for row in kept[:1]] == [
+        {k: v for k, v in row.items() if k not in passing} for row in kept[1:]
+    ]
 
 
 def flat(state, path=()):
@@ -381,7 +409,7 @@ def test_the_reference_of_the_kl_term_is_the_policy_grpo_started_from(tiny, tmp_
 
 @pytest.mark.slow
 def test_a_policy_that_only_ends_its_turn_raises_the_alarm(tiny, tmp_path, monkeypatch):
-    """TRL counts the end token in a completion's length; a policy that says nothing else stops after the patience."""
+    """A policy that writes its end token and nothing else is stopped after the patience."""
     from medgrpo import policies
 
     load = policies.load_trainable
@@ -396,7 +424,7 @@ def test_a_policy_that_only_ends_its_turn_raises_the_alarm(tiny, tmp_path, monke
 
     monkeypatch.setattr(policies, "load_trainable", speechless)
     with pytest.raises(TrainingAlarm, match=r"empty for 2 steps \(at step 2\)"):
-        train(tiny, tmp_path, monkeypatch, alarm_patience=2)
+        train(tiny, tmp_path, monkeypatch, watch={"patience": 2})
     assert steps_written(tmp_path) == [1, 2]
 
 
@@ -405,3 +433,103 @@ def test_only_the_two_newest_checkpoints_are_kept(whole):
     """The disk holds two marked checkpoints, so that one is whole while the other is written."""
     kept = sorted(path.parent.name for path in (whole.directory / "grpo").glob(f"checkpoint-*/{COMPLETE}"))
     assert kept == [f"checkpoint-{STEPS - 1}", f"checkpoint-{STEPS}"]
+
+
+# --- Watching ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_every_step_has_all_the_watched_numbers(whole):
+    """Each row of a real training holds every number that is followed, with its moving average, but no KL at beta 0."""
+    expected = set(SMOOTHED) - {"kl", *(f"rewards/{pillar}/mean" for pillar in PILLARS)}
+    for row in rows_written(whole.directory):
+        assert expected <= row.keys()
+        assert {f"smooth/{name}" for name in expected} <= row.keys()
+        assert sum(row[f"watch/verdict_{verdict}"] for verdict in ("yes", "no", "maybe", "none")) == pytest.approx(1)
+
+
+@pytest.mark.slow
+def test_a_real_training_rings_for_what_is_wrong_with_it_and_for_nothing_else(tiny, tmp_path, monkeypatch):
+    """The random policy of a real training never ends its turn before the cap: that is all that rings in 25 steps."""
+    train(tiny, tmp_path, monkeypatch, steps=25, learning_rate=1e-3, beta=0.01)
+    rang = {alarm.name for alarm in raised_alarms(rows_written(tmp_path))}
+    assert rang == {"length"}
+
+
+@pytest.mark.slow
+def test_the_watched_numbers_are_those_of_the_steps_completions(tiny, tmp_path, monkeypatch):
+    """What is logged of a step equals what its completions, seen by the reward function, are like."""
+    texts, groups = [], []
+
+    def pay(completions, record_id, **_):
+        texts.append([text[-1]["content"] for text in completions])
+        paid = [float(len(text) % 2) for text in texts[-1]]
+        groups.append([paid[:2], paid[2:]])
+        return paid
+
+    train(tiny, tmp_path, monkeypatch, earns=pay)
+    for row, said, paid in zip(rows_written(tmp_path), texts, groups, strict=True):
+        facts = completion_facts([tiny_record()] * 4, said)
+        same = ("strict_form", "verdict_yes", "verdict_no", "verdict_maybe", "verdict_none", "empty")
+        assert [row[f"watch/{name}"] for name in same] == [pytest.approx(facts[f"watch/{name}"]) for name in same]
+        assert row["watch/no_spread"] == sum(first == second for first, second in paid) / 2
+
+
+@pytest.mark.slow
+def test_two_passes_over_the_same_completions_are_one_observation(tiny, tmp_path, monkeypatch):
+    """With num_iterations 2, only the first of two steps tells of completions, and averages count each batch once."""
+    train(tiny, tmp_path, monkeypatch, num_iterations=2, save_steps=2)
+    rows = rows_written(tmp_path)
+    assert ["watch/empty" in row for row in rows] == [True, False, True, False]
+    assert all("smooth/entropy" in row for row in rows)
+    first, second = rows[0]["completions/mean_length"], rows[2]["completions/mean_length"]
+    assert rows[2]["smooth/completions/mean_length"] == pytest.approx((first * 9 / 11 + second) / (1 + 9 / 11))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("passes", [1, 2])
+def test_a_resumed_training_draws_what_the_uninterrupted_one_draws(tiny, tmp_path, monkeypatch, passes):
+    """With an order that follows the rewards, stopped half-way and resumed: the same prompts and the same weights."""
+    settings = {"sampling": "spread", "num_iterations": passes, "save_steps": passes}
+    whole, one = train(tiny, tmp_path / "whole", monkeypatch, steps=12 * passes, earns=pays_some, **settings)
+    train(tiny, tmp_path / "cut", monkeypatch, steps=7 * passes, earns=pays_some, **settings)
+    resumed, other = train(tiny, tmp_path / "cut", monkeypatch, steps=12 * passes, earns=pays_some, **settings)
+    assert len(whole) == 12
+    assert resumed == whole[7:]
+    for (name, got), wanted in zip(other.named_parameters(), one.named_parameters(), strict=True):
+        assert torch.equal(got, wanted[1]), name
+    last = Path("grpo", f"checkpoint-{12 * passes}", ORDER)
+    kept = json.loads((tmp_path / "cut" / last).read_text())
+    assert kept == json.loads((tmp_path / "whole" / last).read_text())
+    assert {0, 1} == {had for groups in kept["spread"] for had in groups}
+
+
+def pays_some(completions, record_id, **_):
+    """Spread for the records with an even number only."""
+    return [float(place % 2 and int(record[1:]) % 2 == 0) for place, record in enumerate(record_id)]
+
+
+@pytest.mark.slow
+def test_an_alarm_that_stops_leaves_the_checkpoint_from_before(tiny, tmp_path, monkeypatch):
+    """Completions that all run into the cap stop a real training; the last good checkpoint is there and is named, and
+    with watch.action = "warn" the same directory goes on from its last checkpoint."""
+    strict = {"span": 1, "patience": 2, "length": 0.1, "action": "stop"}
+    with pytest.raises(TrainingAlarm, match="run into the cap of 6 tokens") as alarm:
+        train(tiny, tmp_path, monkeypatch, watch=strict)
+    assert "No checkpoint is from before." in str(alarm.value)
+    assert steps_written(tmp_path) == [1, 2]
+    assert (tmp_path / "grpo" / "checkpoint-1" / COMPLETE).is_file()
+    train(tiny, tmp_path, monkeypatch, watch={**strict, "action": "warn"})
+    assert steps_written(tmp_path) == [1, 2, 2, 3, 4]
+    assert all("length" in row["alarms"] for row in rows_written(tmp_path)[1:])
+
+
+@pytest.mark.slow
+def test_the_trainer_keeps_the_last_good_checkpoint_through_the_trouble(tiny, tmp_path, monkeypatch):
+    """In trouble from step 3 on, with two checkpoints kept: the one of step 2, and the newest."""
+    drift = iter([0.0, 0.0, 9.0, 9.0, 9.0, 9.0])
+    look = Watch.look
+    monkeypatch.setattr(Watch, "look", lambda self, row: look(self, {**row, "kl": next(drift)}))
+    train(tiny, tmp_path, monkeypatch, steps=6, watch={"span": 1, "length": 1, "no_spread": 1})
+    kept = sorted(path.parent.name for path in (tmp_path / "grpo").glob(f"checkpoint-*/{COMPLETE}"))
+    assert kept == ["checkpoint-2", "checkpoint-6"]

@@ -187,6 +187,15 @@ def test_grpo_goes_on_from_the_warmup(stubbed, loads):
     assert summary.keys() == {"adapter_change", "merge_difference", "seconds", "flags"}
 
 
+def test_alarms_of_the_training_are_flags(stubbed):
+    """What rang while the phases trained is said to whoever reads training.json, and so the run's summary."""
+    stubbed.work.mkdir()
+    row = {"phase": "grpo", "step": 3, "alarms": {"kl": "Far away."}}
+    (stubbed.work / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    process.train(RunConfig(), stubbed.data, stubbed.work)
+    assert json.loads((stubbed.work / "training.json").read_text())["flags"] == ["alarm kl (step 3): Far away."]
+
+
 def test_a_disabled_warmup_is_left_out(stubbed, loads):
     """With warmup.enabled = false GRPO starts from a fresh adapter."""
     process.train(RunConfig.model_validate({"warmup": {"enabled": False}}), stubbed.data, stubbed.work)

@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medgrpo.training.metrics import parse_rows, read_metrics
+from medgrpo.training.metrics import RaisedAlarm, parse_rows, raised_alarms, read_metrics
 
 phases = st.sampled_from(["warmup", "grpo"])
 written = st.lists(
@@ -73,3 +73,13 @@ def test_each_phase_and_step_stands_once_with_its_last_values(tmp_path_factory, 
     path.write_text(lines(numbered))
     last = {(r["phase"], r["step"]): r["n"] for r in numbered}
     assert [r["n"] for r in read_metrics(path)] == sorted(last.values())
+
+
+def test_alarms_are_listed_once_with_their_steps_and_last_sentence():
+    """An alarm that rings again goes on the line of its first time; the order is that of the first steps."""
+    alarms = {4: {"kl": "KL is 2."}, 5: {"kl": "KL is 3.", "length": "Cut off."}, 9: {"kl": "KL is 4."}}
+    rows = [row("grpo", step, 0.1) | ({"alarms": alarms[step]} if step in alarms else {}) for step in range(1, 11)]
+    kl, length = raised_alarms(rows)
+    assert kl == RaisedAlarm("kl", 4, 9, "KL is 4.")
+    assert (str(kl), str(length)) == ("alarm kl (steps 4 to 9): KL is 4.", "alarm length (step 5): Cut off.")
+    assert raised_alarms([row("grpo", 1, 0.1)]) == []

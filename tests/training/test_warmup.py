@@ -1,22 +1,14 @@
-"""Tests of medgrpo.training.warmup: the order of the rows, the settings, and a real warm-up of the tiny policy."""
+"""Tests of medgrpo.training.warmup: the settings, and a real warm-up of the tiny policy."""
 
 import json
-from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from medgrpo.config import RunConfig, WarmupConfig
 from medgrpo.training import warmup
-from medgrpo.training.callbacks import COMPLETE, Alarms, CompleteCheckpoints, MetricsFile
+from medgrpo.training.callbacks import COMPLETE, CompleteCheckpoints, MetricsFile
 from medgrpo.training.warmup import balanced_order
-
-pools = st.lists(st.sampled_from(["yes", "no", "maybe"]), min_size=1, max_size=40)
-balances = st.sampled_from([0.0, 1.0]) | st.floats(0, 1)
-seeds = st.integers(0, 1000)
-counts = st.integers(0, 90)
 
 # field -> (a value that is not the default, the field of SFTConfig, what must stand there)
 PASSED = {
@@ -32,66 +24,6 @@ PASSED = {
 # `enabled` decides whether there is a warm-up at all (see test_main), `balance` shapes the order of the rows,
 # `verdict_weight` the loss.
 USED_ELSEWHERE = {"enabled", "balance", "verdict_weight"}
-
-
-def shares(pool, balance):
-    natural = {verdict: n / len(pool) for verdict, n in Counter(pool).items()}
-    return {verdict: (1 - balance) * share + balance / len(natural) for verdict, share in natural.items()}
-
-
-@given(pools, counts, balances, seeds)
-def test_every_prefix_holds_the_shares_asked_for(pool, count, balance, seed):
-    """Training stopped after any row has seen each verdict within one row of its share of the rows so far."""
-    wanted, seen = shares(pool, balance), Counter()
-    for position, index in enumerate(balanced_order(pool, count, balance, seed), start=1):
-        seen[pool[index]] += 1
-        assert all(abs(seen[verdict] - share * position) < 1 for verdict, share in wanted.items())
-    assert seen.total() == count
-
-
-@given(pools, counts, balances, seeds)
-def test_every_row_is_used_before_any_is_used_again(pool, count, balance, seed):
-    """Within a verdict the rows' uses differ by one at most, at every point of the order."""
-    uses = dict.fromkeys(range(len(pool)), 0)
-    for index in balanced_order(pool, count, balance, seed):
-        rows = [i for i, verdict in enumerate(pool) if verdict == pool[index]]
-        assert uses[index] == min(uses[i] for i in rows)
-        uses[index] += 1
-
-
-@given(pools, counts, balances, seeds)
-def test_the_order_is_determined_by_its_seed(pool, count, balance, seed):
-    """The same arguments give the same order, so that a resumed training goes on with the rows it would have had."""
-    assert balanced_order(pool, count, balance, seed) == balanced_order(pool, count, balance, seed)
-
-
-@given(pools, counts, balances, seeds, st.integers(0, 30))
-def test_a_longer_order_begins_with_the_shorter_one(pool, count, balance, seed, more):
-    """Asking for more steps changes none of the earlier ones."""
-    assert balanced_order(pool, count + more, balance, seed)[:count] == balanced_order(pool, count, balance, seed)
-
-
-def test_seeds_give_different_orders_with_the_same_shares():
-    """Another seed draws other rows, never other shares."""
-    pool = ["yes"] * 30 + ["no"] * 20 + ["maybe"] * 10
-    first, second = (balanced_order(pool, 30, 0.5, seed) for seed in (1, 2))
-    assert first != second
-    assert Counter(pool[i] for i in first) == Counter(pool[i] for i in second)
-
-
-@pytest.mark.parametrize(
-    ("balance", "expected"),
-    [
-        (0.0, {"yes": 60, "no": 30, "maybe": 10}),
-        (1.0, {"yes": 34, "no": 33, "maybe": 33}),
-        (0.5, {"yes": 47, "no": 32, "maybe": 21}),
-    ],
-)
-def test_balance_goes_from_the_natural_shares_to_equal_ones(balance, expected):
-    """0 keeps 60/30/10, 1 makes thirds of it, one half lies half-way."""
-    pool = ["yes"] * 60 + ["no"] * 30 + ["maybe"] * 10
-    counts = Counter(pool[i] for i in balanced_order(pool, 100, balance, 0))
-    assert all(abs(counts[verdict] - n) <= 1 for verdict, n in expected.items())
 
 
 def test_every_setting_of_the_warmup_is_accounted_for():
@@ -200,13 +132,13 @@ def test_the_trainer_sees_the_balanced_order_as_conversations(tmp_path, rows, tr
 
 
 def test_the_trainer_gets_the_callbacks_and_the_last_complete_checkpoint(tmp_path, rows, trainers):
-    """Metrics, marks and alarms are attached, and training resumes from the newest marked checkpoint."""
+    """Watched metrics and marks are attached, and training resumes from the newest marked checkpoint."""
     for step, marked in ((20, True), (40, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if marked:
             (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
     warmup.train_warmup(SimpleNamespace(), None, rows, RunConfig(), tmp_path, tmp_path / "metrics.jsonl")
-    assert [type(callback) for callback in trainers[0].given["callbacks"]] == [MetricsFile, CompleteCheckpoints, Alarms]
+    assert [type(callback) for callback in trainers[0].given["callbacks"]] == [MetricsFile, CompleteCheckpoints]
     assert trainers[0].resumed_from == str(tmp_path / "checkpoint-20")
 
 
