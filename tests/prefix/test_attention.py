@@ -1,12 +1,21 @@
 """Tests of medgrpo.prefix.attention: a packed row gives what separate rows give."""
 
+import pytest
 import torch
 
+from medgrpo.prefix import attention
 from medgrpo.prefix.attention import NAME, Packing, install, layout_inputs
 from tests.prefix.conftest import tiny_model
 
 # Branches of unequal lengths, of one token, and a prompt without any.
 BRANCHES = [[5, 1, 9], [4, 4], [3], []]
+
+
+@pytest.fixture(params=[True, False], ids=["kernel for CPUs", "autograd's own"])
+def kernel(request, monkeypatch):
+    """With PyTorch's kernel for CPUs under our gradient, and as on a device that has none."""
+    if not request.param:
+        monkeypatch.setattr(attention, "_has_flash", lambda kind: False)
 
 
 def packed(model, prompts, branches):
@@ -23,7 +32,7 @@ def drawn(lengths):
     return [[torch.randint(3, 400, (n,), generator=generator).tolist() for n in group] for group in lengths]
 
 
-def test_every_token_has_the_logits_of_its_own_sequence(family, prompts):
+def test_every_token_has_the_logits_of_its_own_sequence(family, prompts, kernel):
     """Prompt and branch tokens get the logits they have when each prompt and completion is a row by itself."""
     model, branches = tiny_model(family), drawn(BRANCHES)
     expected = []
@@ -36,7 +45,7 @@ def test_every_token_has_the_logits_of_its_own_sequence(family, prompts):
     torch.testing.assert_close(logits, torch.cat(expected), rtol=1e-4, atol=1e-4)
 
 
-def test_gradients_are_those_of_separate_rows(family, prompts):
+def test_gradients_are_those_of_separate_rows(family, prompts, kernel):
     """Summed over the branches' tokens, every weight has the same gradient packed and apart."""
     model, branches = tiny_model(family), drawn(BRANCHES)
     apart = sum(

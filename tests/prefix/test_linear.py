@@ -14,7 +14,8 @@ IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 
 @pytest.fixture(params=[True, False], ids=["with operators", "without"])
 def operators(request, monkeypatch):
-    """With oneDNN's operators where this build has them, and as on one that has not."""
+    """With oneDNN's operators where this build has them, on whatever processor, and as on one that has not."""
+    monkeypatch.setattr(module, "_blas_is_at_home", lambda: False)
     if not request.param:
         monkeypatch.setattr(module, "_has_operators", lambda dtype: False)
     elif not module._has_operators(torch.float32):
@@ -71,3 +72,24 @@ def test_the_layers_are_themselves_again(operators):
     with pytest.raises(KeyError), folded_adapters(model), reordered_weights(model):
         raise KeyError
     assert {name: vars(m).get("forward") for name, m in model.named_modules()} == before
+
+
+@pytest.mark.parametrize(("processor", "at_home"), [("GenuineIntel", True), ("AuthenticAMD", False), (None, False)])
+def test_the_blas_is_left_where_it_is_at_home(processor, at_home, monkeypatch, tmp_path):
+    """MKL multiplies float32 on Intel's processors; elsewhere, or where the processor is unknown, oneDNN does."""
+    if processor:
+        (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {processor}\n")
+    monkeypatch.setattr(module, "CPU_INFO", tmp_path / "cpuinfo")
+    assert module._blas_is_at_home.__wrapped__() == (at_home and torch.backends.mkl.is_available())
+
+
+def test_a_folded_weight_is_not_kept_beside_its_reordered_copy():
+    """Generation holds one copy of the adapted weights beside the trained ones, which are back afterwards."""
+    if not module._has_operators(torch.float32):
+        pytest.skip("this build of PyTorch has no oneDNN operators")
+    model = with_lora(tiny_model("llama")).eval()
+    weights = [layer.base_layer.weight for layer in model.modules() if hasattr(layer, "base_layer")]
+    before = [weight.data_ptr() for weight in weights]
+    with folded_adapters(model), cast_weights(model, None), reordered_weights(model):
+        assert not any(weight.numel() for weight in weights)
+    assert [weight.data_ptr() for weight in weights] == before
