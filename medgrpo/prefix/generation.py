@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, LogitsProcessorList
 
-from medgrpo.prefix.attention import Kernel, Packing, layout_inputs, soft_capped
+from medgrpo.prefix.attention import Kernel, layout_inputs, soft_capped
+from medgrpo.prefix.packing import Packing
 
 # Tokens that a row's buffers hold at first; they double when they are full.
 FIRST_CAPACITY = 32

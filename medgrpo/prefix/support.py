@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medgrpo.prefix.attention import NAME, Packing, install, layout_inputs
+from medgrpo.prefix.attention import NAME, install, layout_inputs
 from medgrpo.prefix.generation import Batch, Sampling, evaluation_mode
+from medgrpo.prefix.packing import Packing
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 # Largest difference of a logit, relative to the largest logit; what these types' rounding alone explains.

@@ -18,9 +18,10 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from medgrpo.prefix.adapters import cast_weights, folded_adapters
-from medgrpo.prefix.attention import Packing, layout_inputs
+from medgrpo.prefix.attention import layout_inputs
 from medgrpo.prefix.generation import Sampling, generate_completions
 from medgrpo.prefix.linear import reordered_weights
+from medgrpo.prefix.packing import Packing
 from medgrpo.prefix.support import log_unshared, prepare
 from medgrpo.training import lean, lora
 
