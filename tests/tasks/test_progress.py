@@ -3,6 +3,7 @@
 import logging
 import uuid
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -39,7 +40,7 @@ def screen(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) ->
     monkeypatch.setattr(progress, "create_progress_artifact", fake.create)
     monkeypatch.setattr(progress, "update_progress_artifact", fake.update)
     monkeypatch.setattr(progress, "get_run_logger", lambda: logging.getLogger("test.progress"))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: fake.now)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: fake.now))
     caplog.set_level(logging.INFO, "test.progress")
     return fake
 

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
@@ -149,7 +150,8 @@ def mlflow(monkeypatch: pytest.MonkeyPatch) -> Mlflow:
 def _train(monkeypatch: pytest.MonkeyPatch, *steps: Callable[[], object], seconds_per_step: float = 0) -> None:
     """Run the train task; its training calls `steps` one by one and reports a row after each."""
     clock = itertools.count()
-    monkeypatch.setattr(stages.time, "monotonic", lambda: 1000.0 + next(clock) * seconds_per_step)
+    now = SimpleNamespace(monotonic=lambda: 1000.0 + next(clock) * seconds_per_step)
+    monkeypatch.setattr(stages, "time", now)
 
     def train(config: RunConfig, data: Manifest, follow: Any, begin: Any) -> Manifest:
         begin(Path("/work"))

@@ -9,6 +9,7 @@ import pytest
 
 from medgrpo.config import RunConfig, WatchConfig
 from medgrpo.errors import TrainingAlarm
+from medgrpo.training import callbacks
 from medgrpo.training.callbacks import (
     COMPLETE,
     ORDER,
@@ -62,7 +63,8 @@ def test_a_metrics_row_says_phase_step_steps_and_time_left(tmp_path):
 def test_the_time_left_is_judged_by_the_steps_of_this_process(tmp_path, monkeypatch, first, step, left):
     """After a resume only steps done since then count: 40 seconds for them, the rest of 10 steps at that pace."""
     clock = iter([100.0, 140.0])
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    # The module's clock, not the process's: other threads read that one.
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: next(clock), time=time.time))
     started(tmp_path / "metrics.jsonl", at=first).on_log(None, state(step), None, {"loss": 1.0})
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["seconds_left"] == left
 
