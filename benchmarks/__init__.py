@@ -2,7 +2,8 @@
 
 import argparse
 import statistics
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 
 def ratios(slower: Sequence[float], faster: Sequence[float]) -> dict[str, float]:
@@ -21,3 +22,14 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
     return number
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a benchmark; what is wrong with its input ends in a sentence."""
+    from medgrpo.errors import MedgrpoError
+
+    try:
+        main()
+    except MedgrpoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import positive, ratios
+from benchmarks import positive, ratios, run
 
 BATCH = 16
 
@@ -89,4 +89,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

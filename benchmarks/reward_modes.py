@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import positive
+from benchmarks import positive, run
 from medgrpo.config import RunConfig, load_config
 from medgrpo.evaluation.statistics import Interval, bootstrap, mcnemar, wilson
 from medgrpo.manifests import Manifest, build, write_json
@@ -177,4 +177,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 
-from benchmarks import positive
+from benchmarks import positive, run
 from medgrpo.completions import parse_completion, render_completion
 from medgrpo.config import RewardConfig
 from medgrpo.prompts import gold_completion
@@ -115,4 +115,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
