@@ -310,3 +310,14 @@ def test_chunks_hold_every_row_once_within_the_budget():
             used = sum(len(prompt) - 1 for prompt in groups) + sum(len(rows[row][1]) for row in chunk)
             assert used <= budget or len(chunk) == 1
     assert len(_chunks(rows, 1000)) == 1
+
+
+def test_gradients_under_autocast_are_those_of_float32_but_for_rounding(setting):
+    """In training's bfloat16 autocast the packed row's gradients point where float32's do."""
+    found = []
+    for half in (False, True):
+        ours = build(setting, with_lora(tiny_model("llama", initializer_range=0.05)), 10_000, bf16=half)
+        ours.model = ours.accelerator.prepare_model(ours.model)
+        _, gradients = step(ours, rollouts(ours))
+        found.append(torch.cat([gradient.flatten() for gradient in gradients.values()]))
+    assert torch.cosine_similarity(*found, dim=0) > 0.98
