@@ -52,7 +52,8 @@ class GroupedGRPOTrainer(GRPOTrainer):
         self._cuts_steps = not whole
         policy = self.accelerator.unwrap_model(self.model)
         lora.install(policy)
-        lean.install(policy)
+        if self._shares:
+            lean.install(policy)
 
     def _can_share(self) -> bool:
         models = [self.accelerator.unwrap_model(model) for model in (self.model, self.ref_model) if model is not None]

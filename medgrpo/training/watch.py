@@ -183,23 +183,41 @@ def _verdicts(now: Numbers, start: Numbers, config: RunConfig) -> str | None:
     )
 
 
-def _length(now: Numbers, start: Numbers, config: RunConfig) -> str | None:
-    if now["completions/clipped_ratio"] <= config.watch.length:
-        return None
-    return (
-        f"{now['completions/clipped_ratio']:.0%} of the completions run into the cap of "
-        f"{config.grpo.max_completion_length} tokens, without an answer. Warm up longer, or raise "
-        "grpo.max_completion_length."
-    )
+def _beyond(average: str, alarm: str, sentence: str) -> "_Rule":
+    """A rule: trouble is where an average exceeds the threshold of the alarm's name; the sentence tells the average."""
+
+    def judge(now: Numbers, start: Numbers, config: RunConfig) -> str | None:
+        if now[average] <= getattr(config.watch, alarm):
+            return None
+        return sentence.format(now[average], cap=config.grpo.max_completion_length)
+
+    return judge
 
 
-def _copying(now: Numbers, start: Numbers, config: RunConfig) -> str | None:
-    if now["watch/copied_share"] <= config.watch.copying:
-        return None
-    return (
-        f"thoughts copy {now['watch/copied_share']:.0%} of the abstract. Lower rewards.max_copied_words, "
-        "rewards.max_copied_share or rewards.grounding."
-    )
+_length = _beyond(
+    "completions/clipped_ratio",
+    "length",
+    "{:.0%} of the completions run into the cap of {cap} tokens, without an answer. Warm up longer, or raise "
+    "grpo.max_completion_length.",
+)
+_copying = _beyond(
+    "watch/copied_share",
+    "copying",
+    "thoughts copy {:.0%} of the abstract. Lower rewards.max_copied_words, rewards.max_copied_share or "
+    "rewards.grounding.",
+)
+_no_spread = _beyond(
+    "watch/no_spread",
+    "no_spread",
+    "in {:.0%} of the groups all completions earn the same, and teach nothing. Raise grpo.group_size or "
+    "grpo.temperature, or set grpo.sampling = 'spread'.",
+)
+_kl = _beyond(
+    "kl",
+    "kl",
+    "the policy is {:.2g} nats per token away from the one GRPO started from. Lower grpo.learning_rate, or raise "
+    "grpo.beta.",
+)
 
 
 def _invention(now: Numbers, start: Numbers, config: RunConfig) -> str | None:
@@ -209,24 +227,6 @@ def _invention(now: Numbers, start: Numbers, config: RunConfig) -> str | None:
     return (
         f"{now[name]:.0%} of the completions cite figures that are not in the abstract, {start[name]:.0%} did at the "
         "start. Read some of them, and run `medgrpo audit`: something pays for it."
-    )
-
-
-def _no_spread(now: Numbers, start: Numbers, config: RunConfig) -> str | None:
-    if now["watch/no_spread"] <= config.watch.no_spread:
-        return None
-    return (
-        f"in {now['watch/no_spread']:.0%} of the groups all completions earn the same, and teach nothing. Raise "
-        "grpo.group_size or grpo.temperature, or set grpo.sampling = 'spread'."
-    )
-
-
-def _kl(now: Numbers, start: Numbers, config: RunConfig) -> str | None:
-    if now["kl"] <= config.watch.kl:
-        return None
-    return (
-        f"the policy is {now['kl']:.2g} nats per token away from the one GRPO started from. Lower grpo.learning_rate, "
-        "or raise grpo.beta."
     )
 
 

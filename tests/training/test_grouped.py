@@ -268,7 +268,7 @@ def test_what_cannot_be_shared_exactly_takes_trls_path(setting, reason, caplog):
     (expected, wanted), (loss, got) = step(stock, batch), step(ours, batch)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
     for name, gradient in wanted.items():
-        assert (got[name] - gradient).norm() <= 1e-4 * gradient.norm()
+        torch.testing.assert_close(got[name], gradient, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.slow
