@@ -44,8 +44,17 @@ class Completion:
         >>> parse_completion("<thought>So the answer is no.</thought><answer>yes</answer>").contradicts_itself
         True
         """
-        stated = _STATED.findall(self.thought)
-        return bool(stated) and stated[-1].casefold() != self.verdict
+        return stated_verdict(self.thought) not in (None, self.verdict)
+
+
+def stated_verdict(thought: str) -> str | None:
+    """The verdict that a thought gives in so many words, the last of several; None where it gives none.
+
+    >>> stated_verdict("At first the answer is yes. On reflection the verdict: no")
+    'no'
+    """
+    stated = _STATED.findall(thought)
+    return stated[-1].casefold() if stated else None
 
 
 def parse_completion(text: str) -> Completion:

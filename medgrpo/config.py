@@ -72,8 +72,9 @@ class PolicyConfig(Settings):
     """Revision of a Hugging Face id; name a commit to pin it."""
     backend: Literal["transformers", "unsloth"] = "transformers"
     """What loads and trains the model: `transformers` runs anywhere; `unsloth` is not available yet."""
-    autocast: Literal["none", "bfloat16"] = "none"
-    """Compute type of training passes; weights and evaluation stay float32. A T4 has no bfloat16: keep `none` there."""
+    autocast: Literal["none", "bfloat16", "auto"] = "none"
+    """Compute type of training passes; weights and evaluation stay float32. `auto` tries which is faster when training
+    starts: some processors take twice as long in bfloat16. A T4 has none."""
     lora_rank: PositiveInt = 16
     """Rank of the LoRA adapter on all linear layers."""
     lora_alpha: PositiveInt = 32
@@ -271,16 +272,61 @@ class EvaluationConfig(Settings):
     """Which held-out split is evaluated."""
     cases: PositiveInt | Literal["all"] = 50
     """Number of cases, drawn by verdict with `seed`, or "all"."""
+    slice_cases: PositiveInt = 30
+    """Cases that a slice needs to say anything: with fewer, its accuracy is known to no better than ±18 points."""
     seed: int = 3
     """Seed of the draw and of the bootstrap."""
     batch_tokens: PositiveInt = 16384
     """Prompt plus completion tokens generated in one batch; bounds memory."""
     samples: NonNegativeInt = 0
-    """Sampled answers per question beside the greedy one; their majority verdict and its share are reported."""
+    """Sampled answers per question beside the greedy one; their majority verdict and its share are reported. A
+    registered model takes as many for its confidence, and at least five."""
     sample_temperature: PositiveFloat = 0.7
     """Temperature of the sampled answers."""
     resamples: PositiveInt = 2000
-    """Bootstrap resamples behind the interval of macro-F1."""
+    """Bootstrap resamples behind the intervals of means, F1 and differences."""
+    probes: bool = True
+    """Whether the model in question also answers without its abstracts, over others, and over altered ones; up to four
+    more greedy answers a case."""
+    near_duplicate: float = Field(default=0.5, gt=0, le=1)
+    """Likeness (see `medgrpo.evaluation.contamination`) from which a case's abstract or question counts as a copy of a
+    training record's: three times that of PubMedQA's most alike abstracts (0.17), and below a copy of theirs with three
+    words in ten replaced (0.57). Synthetic abstracts share their templates and reach 0.75 without being copies."""
+
+
+class GateConfig(Settings):
+    """What a model must show to become a candidate. A threshold is passed, or missed, when the whole 95 % interval of
+    what was measured is on one side of it; in between there is not enough evidence."""
+
+    level: float = Field(default=0.05, gt=0, lt=0.5)
+    """Level of the one-sided exact McNemar test against the base: how often a model that is no better may pass."""
+    margin: float = Field(default=0.05, ge=0, lt=1)
+    """Accuracy that may be lost against the champion. The interval of the difference must lie above -margin; 500 cases
+    know a difference to about 4 points, so a smaller margin would stop equals most of the time."""
+    strict_form: float = Field(default=0.9, ge=0, le=1)
+    """Smallest share of answers in strict form: whoever reads answers by program must ask again for the others."""
+    unsupported_figures: float = Field(default=0.2, ge=0, le=1)
+    """Largest share of answers with a figure that the abstract does not have: a reader who checks the figures of every
+    answer should find fault with fewer than one in five."""
+    evidence_precision: float = Field(default=0.9, ge=0, le=1)
+    """Smallest share of the cited figures that are in the abstract, for an answer may cite many."""
+    disagreement: float = Field(default=0.1, ge=0, le=1)
+    """Largest share of answers whose thought plainly concludes another verdict. The rule that counts them disputes 2 %
+    of the experts' own conclusions and finds one contradiction in five, so a tenth seen means that half contradict
+    themselves."""
+    reliance_drop: float = Field(default=0.05, ge=0, le=1)
+    """Accuracy that must be at stake without the abstract, and with another record's: a model that surely loses less
+    does not need it. It passes where the loss is surely above 0."""
+    reliance_flips: float = Field(default=0.1, ge=0, le=1)
+    """Share of verdicts that must change with another record's abstract: where the right answers of two records differ
+    in more than half of the pairs, a model that reads changes far more."""
+    recall: float = Field(default=0.1, ge=0, le=1)
+    """Smallest recall of a verdict. Who says maybe at random, as often as it is true of PubMedQA, finds 11 % of it."""
+    recall_cases: PositiveInt = 20
+    """Cases of a verdict that its recall needs to be judged: with 20, 5 right ones just show that it is above 0.1."""
+    leaked_cases: float = Field(default=0.01, ge=0, le=1)
+    """Largest share of cases with a near-duplicate in the training records; they can lift accuracy by no more than
+    that, here one point."""
 
 
 class TrackingConfig(Settings):
@@ -293,7 +339,10 @@ class TrackingConfig(Settings):
     model_name: str = "medgrpo"
     """Registered model; synthetic runs get the suffix `-synthetic`."""
     alias: str = "candidate"
-    """Alias moved to each newly registered version."""
+    """Alias moved to a newly registered version that passes the gate."""
+    price_per_hour: NonNegativeFloat | None = None
+    """What one training process, with the GPU or machine it runs on, costs an hour, in whatever currency; unset, no
+    cost is reckoned."""
 
 
 class RunConfig(Settings):
@@ -320,6 +369,7 @@ class RunConfig(Settings):
     watch: WatchConfig = WatchConfig()
     rewards: RewardConfig = RewardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    gate: GateConfig = GateConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

@@ -1,7 +1,9 @@
 """Metrics of one model's answers, and the comparison of two models on the same cases."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,23 @@ import numpy as np
 from medgrpo.completions import VERDICTS, parse_completion
 from medgrpo.config import EvaluationConfig, RewardConfig
 from medgrpo.errors import InputError
+from medgrpo.evaluation.conclusions import disagrees
 from medgrpo.evaluation.generate import Generation
-from medgrpo.evaluation.statistics import Interval, bootstrap, f1_scores, mcnemar, wilson
+from medgrpo.evaluation.statistics import (
+    Interval,
+    bootstrap_mean,
+    bootstrap_ratio,
+    calibration,
+    detectable_difference,
+    f1_scores,
+    mcnemar,
+    percentile_interval,
+    resampled_f1,
+    wider,
+    wilson,
+)
 from medgrpo.records import Record
-from medgrpo.rewards.grounding import evidence, grounding
+from medgrpo.rewards.grounding import Evidence, evidence, grounding
 
 UNREADABLE = "none"
 
@@ -64,84 +79,162 @@ def answer_row(record: Record, generations: Sequence[Generation], rewards: Rewar
         "tokens": generation.tokens,
         "grounding": grounding(completion.thought, record.contexts, record.question, rewards),
         "figures": {"supported": list(found.supported), "unsupported": list(found.unsupported)},
+        "disagrees": disagrees(completion.thought, completion.verdict, record.question),
+        **citations(found, record.contexts),
         **vote,
     }
 
 
+def citations(found: Evidence, contexts: Sequence[str]) -> dict[str, list[list[int]]]:
+    """Where a thought cites what, to be shown.
+
+    Evidence counts the characters of the sections joined by line breaks; a phrase that runs on into the next section
+    is cut there.
+
+    Returns:
+        spans: [start, end, whether supported] in the thought; cited: [section, start, end] in `contexts`.
+
+    >>> citations(evidence("Pain fell by 2.", ["Placebo.", "Pain fell by 2."]), ["Placebo.", "Pain fell by 2."])
+    {'spans': [[0, 14, True], [13, 14, True]], 'cited': [[1, 0, 14], [1, 13, 14]]}
+    """
+    begins = list(accumulate((len(text) + 1 for text in contexts), initial=0))
+    sources = {span.source for span in found.spans if span.source is not None}
+    pieces = [
+        [section, max(start - begin, 0), min(end - begin, len(text))]
+        for start, end in sources
+        for section, (begin, text) in enumerate(zip(begins, contexts, strict=False))
+    ]
+    spans = {(span.start, span.end, span.supported) for span in found.spans}
+    return {
+        "spans": [list(span) for span in sorted(spans)],
+        "cited": sorted(piece for piece in pieces if piece[1] < piece[2]),
+    }
+
+
 def count_votes(verdicts: Sequence[str | None]) -> dict[str, Any]:
-    """Majority of the sampled verdicts, and the share of all samples that agree with it.
+    """Majority of the sampled verdicts, the share of all samples that agree with it, and with the greedy verdict.
 
     Args:
         verdicts: the greedy verdict, which decides a tie that it is part of, then the sampled ones; None is unreadable.
 
     >>> count_votes(["no", "yes", "no", "yes", "no", None])
-    {'verdict': 'no', 'agreement': 0.4, 'counts': {'yes': 2, 'no': 2, 'maybe': 0}}
+    {'verdict': 'no', 'agreement': 0.4, 'confidence': 0.4, 'counts': {'yes': 2, 'no': 2, 'maybe': 0}}
     """
     greedy, *sampled = verdicts
     counts = {verdict: sampled.count(verdict) for verdict in VERDICTS}
     most = max(counts.values())
     leading = [verdict for verdict, count in counts.items() if count == most]
     winner = (greedy if greedy in leading else leading[0]) if most else None
-    return {"verdict": winner, "agreement": most / len(sampled), "counts": counts}
+    confidence = counts.get(greedy or "", 0) / len(sampled)
+    return {"verdict": winner, "agreement": most / len(sampled), "confidence": confidence, "counts": counts}
 
 
 def model_metrics(
     experts: Sequence[str], answers: Sequence[Mapping[str, Any]], config: EvaluationConfig
 ) -> dict[str, Any]:
-    """All metrics of one model, each {value, low, high, n} with its 95 % interval."""
+    """All metrics of one model, each {value, low, high, n} with its 95 % interval.
+
+    Args:
+        experts: the expert's verdict on each case, shape [n].
+        answers: the model's answers as `answer_row` gives them, shape [n].
+        config: number of resamples and their seed.
+    """
     n = len(experts)
-    verdicts = [answer["verdict"] or "" for answer in answers]
-    scores = verdict_metric().compute(predictions=verdicts, references=list(experts))
-    expected, predicted = _codes(experts), _codes(verdicts)
-    labels = sorted({*expected.tolist(), *predicted.tolist()} - {-1})
-
-    def interval(statistic: Any, count: int | None = None) -> dict[str, Any]:
-        return bootstrap(statistic, n, config.resamples, config.seed, count).as_dict()
-
-    def mean(key: str) -> dict[str, Any]:
-        values = np.array([float(answer[key]) for answer in answers])
-        return interval(lambda rows: float(values[rows].mean()))
-
     return {
-        "accuracy": wilson(round(scores["accuracy"] * n), n).as_dict(),
-        "macro_f1": interval(lambda rows: float(f1_scores(expected[rows], predicted[rows], labels).mean()))
-        | {"value": scores["macro_f1"]},
+        **verdict_metrics(experts, [answer["verdict"] or "" for answer in answers], config),
         "strict_form": wilson(sum(answer["well_formed"] for answer in answers), n).as_dict(),
         "parsed": wilson(sum(answer["verdict"] is not None for answer in answers), n).as_dict(),
-        "grounding": mean("grounding"),
-        "mean_length": mean("tokens"),
-        "f1": {
-            verdict: interval(
-                lambda rows, c=code: float(f1_scores(expected[rows], predicted[rows], [c])[0]), experts.count(verdict)
-            )
-            for code, verdict in enumerate(VERDICTS)
-            if verdict in experts
-        },
-        "confusion": confusion(experts, verdicts),
+        "grounding": _mean([answer["grounding"] for answer in answers], config),
+        "mean_length": _mean([answer["tokens"] for answer in answers], config),
+        "faithfulness": faithfulness(answers, config),
         **({"vote": vote_metrics(experts, answers, config)} if "vote" in answers[0] else {}),
+    }
+
+
+def verdict_metrics(experts: Sequence[str], verdicts: Sequence[str], config: EvaluationConfig) -> dict[str, Any]:
+    """What verdicts alone tell: accuracy, macro-F1, F1 and recall of each verdict, confusion; "" is unreadable."""
+    matrix = confusion(experts, verdicts)
+    return {
+        "accuracy": wilson(sum(matrix[verdict][verdict] for verdict in VERDICTS), len(experts)).as_dict(),
+        **f1_metrics(experts, verdicts, config),
+        "recall": {
+            verdict: wilson(row[verdict], sum(row.values())).as_dict()
+            for verdict, row in matrix.items()
+            if any(row.values())
+        },
+        "confusion": matrix,
+    }
+
+
+def f1_metrics(experts: Sequence[str], verdicts: Sequence[str], config: EvaluationConfig) -> dict[str, Any]:
+    """Macro-F1 as the official scorer averages it, and F1 of each verdict that occurs; "" is an unreadable answer."""
+    expected, predicted = _codes(experts), _codes(verdicts)
+    labels = _labels(expected, predicted)
+    values = f1_scores(expected, predicted, range(len(VERDICTS)))
+    resampled = resampled_f1(expected, predicted, range(len(VERDICTS)), config.resamples, config.seed)
+    macro = percentile_interval(float(values[labels].mean()), resampled[:, labels].mean(axis=1), len(experts))
+    return {
+        "macro_f1": macro.as_dict(),
+        "f1": {
+            verdict: _f1_interval(expected == code, predicted == code, resampled[:, code]).as_dict()
+            for code, verdict in enumerate(VERDICTS)
+            if (expected == code).any()
+        },
+    }
+
+
+def _f1_interval(is_so: np.ndarray, said_so: np.ndarray, resampled: np.ndarray) -> Interval:
+    """F1 of one verdict, from resamples; where these know only 0 or 1, from Wilson's interval of a share.
+
+    The share s is that of right cases among all that have the verdict or were given it: F1 = 2s / (1 + s).
+    """
+    share = wilson(int((is_so & said_so).sum()), int((is_so | said_so).sum()))
+    value, low, high = (2 * s / (1 + s) for s in (share.value, share.low, share.high))
+    found = percentile_interval(value, resampled, int(is_so.sum()))
+    return found if found.low < found.high else replace(found, low=low, high=high)
+
+
+def faithfulness(answers: Sequence[Mapping[str, Any]], config: EvaluationConfig) -> dict[str, Any]:
+    """Whether thoughts cite what is there, and answers say what their thoughts conclude.
+
+    Returns:
+        unsupported_figures: share of answers with a figure that is not in the abstract, or misquoted.
+        evidence_precision: share of the cited figures that are in the abstract; cases are resampled with all their
+            figures, and n counts the answers that cite any. Of few answers, or where nearly all figures are right,
+            resamples know too little, so the interval also holds Wilson's of as many answers.
+        disagreement: share of readable answers whose thought concludes another verdict; see `conclusions`.
+    """
+    supported = np.array([len(answer["figures"]["supported"]) for answer in answers])
+    unsupported = np.array([len(answer["figures"]["unsupported"]) for answer in answers])
+    readable = [answer["disagrees"] for answer in answers if answer["verdict"] is not None]
+    precision = bootstrap_ratio(supported, supported + unsupported, config.resamples, config.seed)
+    precision = wider(precision, wilson(precision.value * precision.n, precision.n))
+    return {
+        "unsupported_figures": wilson(int((unsupported > 0).sum()), len(answers)).as_dict(),
+        "evidence_precision": precision.as_dict(),
+        "disagreement": wilson(sum(readable), len(readable)).as_dict(),
     }
 
 
 def vote_metrics(
     experts: Sequence[str], answers: Sequence[Mapping[str, Any]], config: EvaluationConfig
 ) -> dict[str, Any]:
-    """How good the majority of the sampled verdicts is, and whether its agreement tells right from wrong."""
-    n = len(experts)
+    """How good the majority of the sampled verdicts is, and whether agreement tells right from wrong.
+
+    Calibrated is what is served as confidence: the share of samples that agree with the greedy verdict.
+    """
     votes = [answer["vote"] for answer in answers]
-    agreement = np.array([vote["agreement"] for vote in votes])
+    agreement = np.array([vote["agreement"] for vote in votes], dtype=float)
     right = np.array([vote["verdict"] == expert for vote, expert in zip(votes, experts, strict=True)])
-    expected, predicted = _codes(experts), _codes([vote["verdict"] or "" for vote in votes])
-    labels = sorted({*expected.tolist(), *predicted.tolist()} - {-1})
-
-    def interval(statistic: Any) -> dict[str, Any]:
-        return bootstrap(statistic, n, config.resamples, config.seed).as_dict()
-
+    confidence = np.array([vote["confidence"] for vote in votes], dtype=float)
+    greedy_right = np.array([answer["verdict"] == expert for answer, expert in zip(answers, experts, strict=True)])
     certain = agreement == 1
     unanimous = {"unanimous_accuracy": wilson(int(right[certain].sum()), int(certain.sum())).as_dict()}
     return {
-        "accuracy": wilson(int(right.sum()), n).as_dict(),
-        "macro_f1": interval(lambda rows: float(f1_scores(expected[rows], predicted[rows], labels).mean())),
-        "agreement": interval(lambda rows: float(agreement[rows].mean())),
+        "accuracy": wilson(int(right.sum()), len(experts)).as_dict(),
+        "macro_f1": f1_metrics(experts, [vote["verdict"] or "" for vote in votes], config)["macro_f1"],
+        "agreement": _mean(agreement, config),
+        "calibration": calibration(confidence, greedy_right, config.resamples, config.seed),
         **(unanimous if certain.any() else {}),
     }
 
@@ -160,24 +253,41 @@ def compare(
     answers: Mapping[str, Sequence[Mapping[str, Any]]],
     config: EvaluationConfig,
 ) -> dict[str, Any]:
-    """Exact McNemar test of two models, and their difference in accuracy (second minus first) with its interval."""
-    right = {
-        name: np.array([answer["verdict"] == expert for answer, expert in zip(answers[name], experts, strict=True)])
-        for name in (first, second)
-    }
+    """Two models on the same cases: exact McNemar test, and differences (second minus first) with intervals.
+
+    `detectable` is the smallest true difference in accuracy that as many cases, with as many of them discordant, find
+    with 80 % power at the two-sided level of 5 %.
+    """
+    n, expected = len(experts), _codes(experts)
+    predicted = {name: _codes([answer["verdict"] or "" for answer in answers[name]]) for name in (first, second)}
+    right = {name: codes == expected for name, codes in predicted.items()}
     only_first, only_second, p_value = mcnemar(right[first].tolist(), right[second].tolist())
-    gains = right[second].astype(float) - right[first].astype(float)
-    difference: Interval = bootstrap(
-        lambda rows: float(gains[rows].mean()), len(experts), config.resamples, config.seed
-    )
+    macro, resampled = {}, {}
+    for name, codes in predicted.items():
+        labels = _labels(expected, codes)
+        macro[name] = float(f1_scores(expected, codes, labels).mean())
+        resampled[name] = resampled_f1(expected, codes, labels, config.resamples, config.seed).mean(axis=1)
+    detectable = detectable_difference(n, (only_first + only_second) / n)
+    macro_difference = percentile_interval(macro[second] - macro[first], resampled[second] - resampled[first], n)
     return {
         "first": first,
         "second": second,
         "only_first": only_first,
         "only_second": only_second,
         "p_value": p_value,
-        "accuracy_difference": difference.as_dict(),
+        "accuracy_difference": _mean(right[second].astype(float) - right[first], config),
+        "macro_f1_difference": macro_difference.as_dict(),
+        "detectable": None if detectable != detectable else detectable,
     }
+
+
+def _mean(values: Any, config: EvaluationConfig) -> dict[str, Any]:
+    return bootstrap_mean(values, config.resamples, config.seed).as_dict()
+
+
+def _labels(expected: np.ndarray, predicted: np.ndarray) -> list[int]:
+    """The verdicts that the official scorer averages over: those of the experts and of the readable answers."""
+    return sorted({*expected.tolist(), *predicted.tolist()} - {-1})
 
 
 def _codes(verdicts: Sequence[str]) -> np.ndarray:

@@ -25,11 +25,14 @@ from medgrpo.evaluation.scoring import (
     compare,
     confusion,
     count_votes,
+    f1_metrics,
+    faithfulness,
     model_metrics,
     official_score,
     verdict_metric,
     vote_metrics,
 )
+from medgrpo.evaluation.statistics import detectable_difference
 from medgrpo.prompts import gold_completion
 from medgrpo.testing import tiny_record
 
@@ -60,7 +63,8 @@ def official(predictions, truth):
 
 def answers(verdicts, **changes):
     """Answers with these verdicts; None is unreadable."""
-    row = {"well_formed": True, "tokens": 20, "grounding": 0.5}
+    figures = {"supported": ["2.4"], "unsupported": []}
+    row = {"well_formed": True, "tokens": 20, "grounding": 0.5, "figures": figures, "disagrees": False}
     return [{**row, "verdict": verdict, "well_formed": verdict is not None, **changes} for verdict in verdicts]
 
 
@@ -82,6 +86,26 @@ def test_the_score_is_the_official_scorers(truth, seed):
         "accuracy": pytest.approx(accuracy, abs=5e-7),
         "macro_f1": pytest.approx(macro_f1, abs=5e-7),
     }
+
+
+@pytest.mark.slow
+def test_a_thousand_random_predictions_score_as_officially(truth):
+    """Official score and metrics of 1,000 random prediction sets equal accuracy and macro-F1 of the official scorer."""
+    generator, experts = random.Random(0), list(truth.values())
+    for _ in range(1000):
+        skill, shares = generator.random(), [generator.random() ** 3 for _ in VERDICTS]
+        guessed = generator.choices(VERDICTS, shares, k=len(truth))
+        predictions = {
+            pmid: verdict if generator.random() < skill else guess
+            for (pmid, verdict), guess in zip(truth.items(), guessed, strict=True)
+        }
+        accuracy, macro_f1 = official(predictions, truth)
+        assert official_score(predictions, truth) == {
+            "accuracy": pytest.approx(accuracy, abs=1e-12),
+            "macro_f1": pytest.approx(macro_f1, abs=1e-12),
+        }
+        metrics = f1_metrics(experts, list(predictions.values()), EvaluationConfig(resamples=1))
+        assert metrics["macro_f1"]["value"] == pytest.approx(macro_f1, abs=1e-12)
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)
@@ -173,6 +197,53 @@ def test_an_answer_row_holds_what_the_report_needs():
     json.dumps(row, allow_nan=False)
 
 
+def test_an_answer_against_its_own_thought_is_marked():
+    """A thought that concludes no before an answer of yes disagrees; the gold completion does not."""
+    text = "<thought>The treatment did not lower pain after surgery.</thought><answer>yes</answer>"
+    assert answer_row(tiny_record(), [Generation(text, 9)], RewardConfig())["disagrees"]
+    assert not answer_row(tiny_record(), [Generation(gold_completion(tiny_record()), 9)], RewardConfig())["disagrees"]
+
+
+def test_faithfulness_counts_answers_figures_and_contradictions():
+    """Shares of answers with an unsupported figure, of figures that are there, of readable answers that disagree."""
+    rows = answers(["yes", "no", None, "yes"])
+    rows[0] |= {"figures": {"supported": ["1", "2", "3"], "unsupported": ["9"]}, "disagrees": True}
+    rows[1] |= {"figures": {"supported": [], "unsupported": []}}
+    found = faithfulness(rows, CONFIG)
+    values = {name: (one["value"], one["n"]) for name, one in found.items()}
+    assert values == {
+        "unsupported_figures": (0.25, 4),
+        "evidence_precision": (pytest.approx(5 / 6), 3),
+        "disagreement": (pytest.approx(1 / 3), 3),
+    }
+
+
+def test_a_few_faultless_answers_are_no_proof():
+    """Where every cited figure is right the interval is that of as many answers, and not of no width."""
+    found = faithfulness(answers(["yes"] * 5), CONFIG)["evidence_precision"]
+    assert (found["value"], found["high"], found["n"]) == (1.0, 1.0, 5)
+    assert found["low"] == pytest.approx(0.566, abs=1e-3)
+
+
+def test_one_wrong_figure_makes_nothing_surer():
+    """Twenty answers with one figure in forty wrong are known no better than twenty without a fault."""
+    rows = answers(["yes"] * 20, figures={"supported": ["1", "2"], "unsupported": []})
+    faultless = faithfulness(rows, CONFIG)["evidence_precision"]
+    rows[0] = {**rows[0], "figures": {"supported": ["1"], "unsupported": ["2"]}}
+    spoilt = faithfulness(rows, CONFIG)["evidence_precision"]
+    assert spoilt["value"] < faultless["value"] == 1
+    assert spoilt["low"] < faultless["low"]
+
+
+def test_a_verdict_never_found_is_not_known_to_be_unfindable():
+    """F1 of 0 on five cases has an interval with room, as the recall behind it has, and so has one of 1."""
+    never = f1_metrics(["yes"] * 20 + ["maybe"] * 5, ["yes"] * 25, CONFIG)["f1"]["maybe"]
+    assert (never["value"], never["low"], never["n"]) == (0, 0, 5)
+    assert never["high"] == pytest.approx(2 * 0.4345 / 1.4345, abs=1e-3)
+    always = f1_metrics(["yes"] * 20, ["yes"] * 20, CONFIG)["f1"]["yes"]
+    assert always["low"] == pytest.approx(2 * 0.8389 / 1.8389, abs=1e-3)
+
+
 def test_an_invented_figure_is_listed():
     """A number that is not in the abstract stands among the unsupported figures."""
     text = "<thought>Mean pain fell by 2.4 points, and 77 died.</thought><answer>yes</answer>"
@@ -198,7 +269,13 @@ def test_every_metric_has_a_value_an_interval_and_n():
     """Each number of a model comes as {value, low, high, n}, with the value inside its interval."""
     metrics = model_metrics(EXPERTS, answers(GIVEN), CONFIG)
     matrix = metrics.pop("confusion")
-    intervals = {**metrics.pop("f1"), **metrics}
+    intervals = {**metrics.pop("f1"), **metrics.pop("faithfulness"), **metrics}
+    recall = intervals.pop("recall")
+    assert {verdict: (one["value"], one["n"]) for verdict, one in recall.items()} == {
+        "yes": (pytest.approx(4 / 6), 6),
+        "no": (pytest.approx(2 / 3), 3),
+        "maybe": (1.0, 1),
+    }
     assert matrix["yes"] == {"yes": 4, "no": 1, "maybe": 0, "none": 1}
     assert intervals.keys() == {
         *VERDICTS,
@@ -208,6 +285,9 @@ def test_every_metric_has_a_value_an_interval_and_n():
         "parsed",
         "grounding",
         "mean_length",
+        "unsupported_figures",
+        "evidence_precision",
+        "disagreement",
     }
     for name, interval in intervals.items():
         assert interval.keys() == {"value", "low", "high", "n"}, name
@@ -286,6 +366,27 @@ def test_a_model_compared_with_itself_differs_by_nothing():
     assert found["accuracy_difference"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 10}
 
 
+def test_the_difference_in_macro_f1_is_paired():
+    """Second minus first, both resampled together: the same answers differ by exactly nothing in every resample."""
+    second = ["yes"] * 6 + ["no"] * 3 + ["yes"]
+    rows = {"base": answers(GIVEN), "tuned": answers(second)}
+    found = compare("base", "tuned", EXPERTS, rows, CONFIG)["macro_f1_difference"]
+    macro = {name: model_metrics(EXPERTS, given, CONFIG)["macro_f1"]["value"] for name, given in rows.items()}
+    assert found["value"] == pytest.approx(macro["tuned"] - macro["base"])
+    assert found["low"] <= found["value"] <= found["high"]
+    same = compare("a", "b", EXPERTS, {"a": rows["base"], "b": rows["base"]}, CONFIG)["macro_f1_difference"]
+    assert same == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 10}
+
+
+def test_a_comparison_says_what_it_could_have_found():
+    """The smallest difference that 10 cases, 4 of them discordant, find with 80 % power; of 3 cases there is none."""
+    second = ["yes"] * 6 + ["no"] * 3 + ["yes"]
+    found = compare("base", "tuned", EXPERTS, {"base": answers(GIVEN), "tuned": answers(second)}, CONFIG)
+    assert found["detectable"] == pytest.approx(detectable_difference(10, 0.4))
+    few = compare("a", "b", ["yes"] * 3, {"a": answers(["yes"] * 3), "b": answers(["no"] * 3)}, CONFIG)
+    assert few["detectable"] is None
+
+
 def test_unreadable_answers_of_both_are_no_agreement_on_being_right():
     """Two unreadable answers are both wrong."""
     found = compare("a", "b", ["yes"], {"a": answers([None]), "b": answers([None])}, CONFIG)
@@ -308,24 +409,42 @@ def test_a_vote_breaks_ties_by_the_greedy_answer_and_counts_unreadable_ones_as_d
     assert count_votes(["no", "yes", "no"]) == {
         "verdict": "no",
         "agreement": 0.5,
+        "confidence": 0.5,
         "counts": {"yes": 1, "no": 1, "maybe": 0},
     }
     assert count_votes(["maybe", "yes", "no"])["verdict"] == "yes"
     assert count_votes(["yes", None, None]) == {
         "verdict": None,
         "agreement": 0.0,
+        "confidence": 0.0,
         "counts": {"yes": 0, "no": 0, "maybe": 0},
     }
+
+
+def test_the_served_confidence_is_calibrated_against_outcomes():
+    """Confidence 1 that is right and 0.5 that is right half of the time have no error; n is that of cases."""
+    sampled = [["yes", "yes"]] * 2 + [["yes", "no"]] * 2
+    rows = [{"verdict": "yes", "vote": count_votes(["yes", *verdicts])} for verdicts in sampled]
+    found = vote_metrics(["yes", "yes", "yes", "no"], rows, CONFIG)["calibration"]
+    assert found["ece"]["value"] == 0
+    assert found["brier"]["value"] == pytest.approx((0.25 + 0.25) / 4)
+    assert [(one["confidence"], one["accuracy"], one["n"]) for one in found["bins"]] == [(0.5, 0.5, 2), (1.0, 1.0, 2)]
+
+
+def test_confidence_is_that_of_the_answer_not_of_the_majority():
+    """Where the samples outvote the answer, its confidence is the minority's share, which is what is served."""
+    vote = count_votes(["no", "yes", "yes", "yes", "no"])
+    assert (vote["verdict"], vote["agreement"], vote["confidence"]) == ("yes", 0.75, 0.25)
 
 
 def test_vote_metrics_tell_certain_cases_from_doubtful_ones():
     """Agreement is a confidence: where all samples agree, accuracy is counted by itself."""
     experts = ["yes", "no", "yes", "maybe"]
     sampled = [["yes", "yes"], ["yes", "no"], ["no", "no"], ["maybe", "maybe"]]
-    answers = [{"vote": count_votes(["maybe", *verdicts])} for verdicts in sampled]
+    answers = [{"verdict": "maybe", "vote": count_votes(["maybe", *verdicts])} for verdicts in sampled]
     metrics = vote_metrics(experts, answers, EvaluationConfig(resamples=20))
     assert metrics["accuracy"]["value"] == 0.5
     assert metrics["agreement"]["value"] == pytest.approx(3.5 / 4)
     assert (metrics["unanimous_accuracy"]["value"], metrics["unanimous_accuracy"]["n"]) == (pytest.approx(2 / 3), 3)
-    doubtful = [{"vote": count_votes(["yes", "yes", "no"])}] * 4
+    doubtful = [{"verdict": "yes", "vote": count_votes(["yes", "yes", "no"])}] * 4
     assert "unanimous_accuracy" not in vote_metrics(experts, doubtful, EvaluationConfig(resamples=20))
