@@ -49,7 +49,8 @@ def compare_modes(config: RunConfig, seeds: Sequence[int], directory: Path) -> l
         A row per case as in predictions.jsonl; answers are named "warmup" and "gated 11", "weighted 11" … by seed.
     """
     from medgrpo import stages
-    from medgrpo.evaluation.compare import Contestant, evaluate, read_cases
+    from medgrpo.evaluation.asking import Contestant
+    from medgrpo.evaluation.compare import evaluate, read_cases
     from medgrpo.policies import resolve_base
 
     data = stages.prepare(config)
@@ -159,7 +160,13 @@ def _percent(interval: Mapping[str, float]) -> str:
 def _config(options: argparse.Namespace) -> RunConfig:
     path = options.pubmedqa
     settings = [f"data.path={json.dumps(str(path))}"] if path else []
-    settings += [f"grpo.steps={options.steps}", f"evaluation.cases={options.cases}", "audit=warn", "grpo.group_size=4"]
+    settings += [
+        f"grpo.steps={options.steps}",
+        f"evaluation.cases={options.cases}",
+        "audit=warn",
+        "grpo.group_size=4",
+        "evaluation.probes=false",
+    ]
     settings.append(f"runs_dir={json.dumps(str(options.directory))}")
     return load_config("cpu" if path else "demo", [*settings, *options.set])
 

@@ -54,18 +54,27 @@ def _earns_all(record: Record, thought: str, config: RewardConfig) -> bool:
     return grounding(thought, record.contexts, record.question, config) == 1.0
 
 
-def _nearest_sentences(record: Record) -> list[str]:
-    """The abstract's sentences, nearest to the long_answer first.
+def nearness(sentence: str, record: Record, section: int) -> float:
+    """How near a sentence of a record's abstract is to the long_answer, from 0 to 2.
 
-    Nearness is the Dice overlap of content words, doubled towards the abstract's end: findings stand in its later
-    sections, while its first ones often repeat the question that the long_answer answers.
+    It is the Dice overlap of content words, doubled towards the abstract's end: findings stand in its later sections,
+    while its first ones often repeat the question that the long_answer answers.
+
+    Args:
+        sentence: the sentence.
+        record: the record.
+        section: which of the abstract's sections it stands in, from 0.
     """
-    wanted = set(stems(tokenize(record.long_answer)))
-    last_section = max(1, len(record.contexts) - 1)
-    nearness: dict[str, float] = {}
-    for position, section in enumerate(record.contexts):
-        for sentence in split_sentences(section):
-            said = set(stems(tokenize(sentence)))
-            overlap = len(said & wanted) / (len(said) + len(wanted) or 1)
-            nearness[sentence] = overlap * (1 + position / last_section)
-    return sorted(nearness, key=lambda sentence: -nearness[sentence])
+    wanted, said = (set(stems(tokenize(text))) for text in (record.long_answer, sentence))
+    overlap = len(said & wanted) / (len(said) + len(wanted) or 1)
+    return overlap * (1 + section / max(1, len(record.contexts) - 1))
+
+
+def _nearest_sentences(record: Record) -> list[str]:
+    """The abstract's sentences, nearest to the long_answer first."""
+    near = {
+        sentence: nearness(sentence, record, section)
+        for section, text in enumerate(record.contexts)
+        for sentence in split_sentences(text)
+    }
+    return sorted(near, key=lambda sentence: -near[sentence])

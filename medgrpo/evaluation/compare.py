@@ -3,8 +3,8 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
@@ -12,55 +12,35 @@ from typing import Any
 
 from medgrpo.config import EvaluationConfig, RunConfig
 from medgrpo.errors import InputError
+from medgrpo.evaluation.asking import Answered, Contestant, Probed, Progress, ask
 from medgrpo.evaluation.baselines import majority_rule
-from medgrpo.evaluation.generate import Generation, sample
+from medgrpo.evaluation.contamination import contamination
+from medgrpo.evaluation.gate import Gate, judge
 from medgrpo.evaluation.plots import save_plots
+from medgrpo.evaluation.probes import probe_metrics
 from medgrpo.evaluation.report import write_report
 from medgrpo.evaluation.scoring import answer_row, compare, model_metrics, verdict_metric
-from medgrpo.manifests import describe, write_json, write_text
-from medgrpo.policies import load_model, resolve_base
+from medgrpo.evaluation.slices import slices
+from medgrpo.evaluation.statistics import mcnemar, paired_score_interval
+from medgrpo.manifests import write_json, write_text
+from medgrpo.policies import resolve_base
 from medgrpo.preparation import SUMMARY, load_records
-from medgrpo.prompts import render_prompt
-from medgrpo.provenance import environment, fingerprint, git_commit
+from medgrpo.provenance import environment, git_commit
 from medgrpo.records import Record
-from medgrpo.training.metrics import read_metrics
+from medgrpo.rewards.audit import AuditReport
+from medgrpo.training.metrics import METRICS_FILE, raised_alarms, read_metrics
 
 # PubMedQA's human performance, reasoning-required setting, test split (Jin et al. 2019, table 5).
 HUMAN = {"name": "human (reasoning required)", "accuracy": 0.780, "macro_f1": 0.722, "note": "on the 500 test records"}
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
 
-
-@dataclass(frozen=True)
-class Contestant:
-    """A model to evaluate.
-
-    Attributes:
-        name: base, warmup, tuned, or any other label.
-        source: directory or Hugging Face id of a whole model.
-        adapter: adapter to fold into it, or None.
-        revision: revision of a Hugging Face id.
-    """
-
-    name: str
-    source: str
-    adapter: Path | None = None
-    revision: str | None = None
-
-    def identity(self) -> str:
-        """What tells this model's answers from another's: names, and digests of the weights on disk."""
-        source = Path(self.source)
-        parts = [describe(source).sha256 if source.is_dir() else f"{self.source}@{self.revision}"]
-        return fingerprint([*parts, describe(self.adapter).sha256 if self.adapter else None])
-
-
-def contestants(config: RunConfig, train: Path) -> list[Contestant]:
-    """Base, warm-up (where there was one) and tuned model of a finished training."""
+def contestants(config: RunConfig, train: Path, champion: Contestant | None = None) -> list[Contestant]:
+    """Base, champion, warm-up (where there are such) and tuned model of a finished training."""
     base = resolve_base(config.policy)
     warmup = train / "warmup" / "adapter"
-    found = [Contestant("base", base, revision=config.policy.revision)]
+    found = [Contestant("base", base, revision=config.policy.revision), *([champion] if champion else [])]
     if warmup.is_dir():
         found.append(Contestant("warmup", base, warmup, config.policy.revision))
     return [*found, Contestant("tuned", str(train / "model"))]
@@ -76,8 +56,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Answer the cases with each model, score and compare.
 
-    Writes predictions.jsonl (a row per case), predictions.json (the last model's verdicts in the official form),
-    metrics.json and plots/ into `directory`.
+    Writes predictions.jsonl (a row per case), predictions.json (the last model's verdicts in the official form) and
+    metrics.json into `directory`.
 
     Args:
         config: the run's settings.
@@ -86,59 +66,120 @@ def evaluate(
         directory: where results go.
         answers_cache: where answers are kept as they arrive, so that a killed evaluation goes on, and a model that
             was asked before is not asked again.
-        on_progress: called with (model name, answers so far, cases).
+        on_progress: called with (model name, answers so far, cases); under a probe the name is "tuned, no_abstract".
 
     Returns:
         The content of metrics.json.
     """
     records = draw_cases(load_records(data, config.evaluation.split), config.evaluation)
-    # The model in question is asked first: it is what somebody who follows the evaluation waits for.
-    asked = {model.name: _answers(model, records, config, answers_cache, on_progress) for model in reversed(models)}
+    return write_results(config, data, ask(models, records, config, answers_cache, on_progress), directory)
+
+
+def write_results(config: RunConfig, data: Path, answered: Answered, directory: Path) -> dict[str, Any]:
+    """Score and compare what models answered, and write predictions and metrics; see `evaluate`."""
+    records = answered.records
     answers = {
-        model.name: [
-            answer_row(record, generations, config.rewards)
-            for record, generations in zip(records, asked[model.name], strict=True)
-        ]
-        for model in models
+        name: [answer_row(record, given, config.rewards) for record, given in zip(records, generations, strict=True)]
+        for name, generations in answered.generations.items()
     }
+    last = list(answers)[-1]
     metrics = score(config, json.loads((data / SUMMARY).read_text()), load_records(data, "train"), records, answers)
+    probes = score_probes(records, answers[last], answered.probed)
+    metrics["probes"] = {last: probes} if probes else {}
     write_json(directory / "metrics.json", metrics)
-    rows = (json.dumps(case_row(record, answers, i), ensure_ascii=False) for i, record in enumerate(records))
-    write_text(directory / "predictions.jsonl", "\n".join(rows) + "\n")
-    last = answers[models[-1].name]
-    write_json(directory / "predictions.json", {r.id: a["verdict"] for r, a in zip(records, last, strict=True)})
+    rows = [case_row(record, answers, i, answered.probed) for i, record in enumerate(records)]
+    write_text(directory / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_json(directory / "predictions.json", {row["id"]: row["answers"][last]["verdict"] for row in rows})
     return metrics
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training, and what else is known where its model is judged.
+
+    Attributes:
+        directory: what the training left.
+        audit: what attacks on its rewards earned.
+        champion: the model in service; None where there is none, or none that is known.
+        champion_unknown: why it is not known whether there is one; empty where it is.
+    """
+
+    directory: Path
+    audit: AuditReport
+    champion: Contestant | None = None
+    champion_unknown: str = ""
 
 
 def evaluate_training(
     config: RunConfig,
     data: Path,
-    train: Path,
+    training: Training,
     directory: Path,
     answers_cache: Path,
     on_progress: Progress = lambda name, done, total: None,
 ) -> dict[str, Any]:
-    """Evaluate base, warm-up and tuned model of a finished training; adds plots/ and report.html to the results."""
-    metrics = evaluate(config, data, contestants(config, train), directory, answers_cache, on_progress)
-    rows = read_metrics(train / "metrics.jsonl")
-    save_plots(directory / "plots", metrics, rows)
-    write_report(directory / "report.html", describe_run(config, data, train), metrics, read_cases(directory), rows)
+    """Evaluate a finished training against base and champion, and let the gate judge it.
+
+    Adds gate.json, plots/ and report.html to what `evaluate` writes.
+    """
+    models = contestants(config, training.directory, training.champion)
+    metrics = evaluate(config, data, models, directory, answers_cache, on_progress)
+    rows = read_metrics(training.directory / METRICS_FILE)
+    gate = judge(
+        models[-1].name,
+        metrics,
+        config.gate,
+        audit_holes=training.audit.holes(),
+        alarms=[str(alarm) for alarm in raised_alarms(rows)],
+        unmeasured_champion=training.champion_unknown or None,
+    )
+    seconds = {"train": json.loads((training.directory / "training.json").read_text())["seconds"]}
+    _publish(directory, {**describe_run(config, data, models), "seconds": seconds}, metrics, gate, rows)
     return metrics
 
 
-def describe_run(config: RunConfig, data: Path, train: Path) -> dict[str, Any]:
-    """What the report says about where its numbers come from."""
+def evaluate_models(
+    config: RunConfig,
+    data: Path,
+    models: Sequence[Contestant],
+    directory: Path,
+    answers_cache: Path,
+    on_progress: Progress = lambda name, done, total: None,
+) -> dict[str, Any]:
+    """Evaluate any models, the one in question last; nothing is known of how they were trained.
+
+    Adds gate.json, plots/ and report.html to what `evaluate` writes.
+    """
+    metrics = evaluate(config, data, models, directory, answers_cache, on_progress)
+    asked = "only the models that were named were asked."
+    gate = judge(models[-1].name, metrics, config.gate, audit_holes=None, alarms=None, unmeasured_champion=asked)
+    _publish(directory, describe_run(config, data, models), metrics, gate, [])
+    return metrics
+
+
+_Row = Mapping[str, Any]
+
+
+def _publish(directory: Path, run: _Row, metrics: _Row, gate: Gate, training: Sequence[_Row]) -> None:
+    write_json(directory / "gate.json", gate.as_dict())
+    save_plots(directory / "plots", metrics, training)
+    write_report(directory / "report.html", run, metrics, read_cases(directory), training, gate.as_dict())
+
+
+def describe_run(config: RunConfig, data: Path, models: Sequence[Contestant]) -> dict[str, Any]:
+    """What the report says about where its numbers come from, and whose they are."""
+    weights = {model.name: model.weights for model in models}
     prepared = json.loads((data / SUMMARY).read_text())
-    training = json.loads((train / "training.json").read_text())
     return {
         "name": config.name or config.profile,
         "profile": config.profile,
         "domain": prepared["domain"],
         "synthetic": prepared["synthetic"],
-        "base": config.policy.base,
+        # A profile's base that nobody asked has nothing to do with the models.
+        "base": config.policy.base if "base" in weights else None,
+        "weights": weights,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
-        "seconds": {"train": training["seconds"]},
         "environment": environment(),
         "config": config.model_dump(mode="json"),
         "data": {
@@ -165,8 +206,17 @@ def score(
         "synthetic": data["synthetic"],
         "models": {name: model_metrics(experts, rows, config.evaluation) for name, rows in answers.items()},
         "comparisons": [compare(a, b, experts, answers, config.evaluation) for a, b in combinations(answers, 2)],
-        "references": _references(data["domain"], train, records),
+        "slices": slices(records, answers, config.evaluation),
+        "references": _references(data["domain"], train, records, list(answers.values())[-1]),
+        "contamination": contamination(train, records, config.evaluation.near_duplicate),
     }
+
+
+def score_probes(records: Sequence[Record], answers: Sequence[Mapping[str, Any]], probed: Probed) -> dict[str, Any]:
+    """What the probes did to one model, as metrics.json holds it; see `probe_metrics`."""
+    own = {record.id: answer["verdict"] for record, answer in zip(records, answers, strict=True)}
+    verdicts = {probe: {i: answer["verdict"] for i, answer in rows.items()} for probe, rows in probed.items()}
+    return probe_metrics(records, own, verdicts)
 
 
 def draw_cases(records: Sequence[Record], config: EvaluationConfig) -> list[Record]:
@@ -194,8 +244,18 @@ def draw_cases(records: Sequence[Record], config: EvaluationConfig) -> list[Reco
     return [record for record in records if record.id in chosen]
 
 
-def case_row(record: Record, answers: Mapping[str, Sequence[Mapping[str, Any]]], index: int) -> dict[str, Any]:
-    """One case with every model's answer, as a row of predictions.jsonl."""
+def case_row(
+    record: Record, answers: Mapping[str, Sequence[Mapping[str, Any]]], index: int, probed: Probed | None = None
+) -> dict[str, Any]:
+    """One case with every model's answer, and those of the model in question under the probes, as in predictions.jsonl.
+
+    Args:
+        record: the case.
+        answers: each model's answers to all cases.
+        index: which of them are this case's.
+        probed: answers under each probe; without any the row has none.
+    """
+    probes = {probe: rows[record.id] for probe, rows in (probed or {}).items() if record.id in rows}
     return {
         "id": record.id,
         "question": record.question,
@@ -204,6 +264,7 @@ def case_row(record: Record, answers: Mapping[str, Sequence[Mapping[str, Any]]],
         "long_answer": record.long_answer,
         "synthetic": record.synthetic,
         "answers": {name: rows[index] for name, rows in answers.items()},
+        **({"probes": probes} if probed else {}),
     }
 
 
@@ -214,72 +275,20 @@ def read_cases(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.split("\n") if line]
 
 
-def _references(domain: str, train: Sequence[Record], records: Sequence[Record]) -> list[dict[str, Any]]:
-    rule = majority_rule(train)
-    scores = verdict_metric().compute(
-        predictions=[rule(record) for record in records], references=[record.verdict for record in records]
-    )
-    always = {"name": f'always "{rule(records[0])}"', **scores, "note": "on these cases"}
-    return [always, HUMAN] if domain == "pubmedqa" else [always]
-
-
-def _answers(
-    model: Contestant, records: Sequence[Record], config: RunConfig, cache: Path, on_progress: Progress
-) -> list[list[Generation]]:
-    """The greedy answer to each case and the sampled ones after it: from the cache, the missing from the model."""
-    from medgrpo.prefix.generation import Sampling
-
-    settings = config.evaluation
-    copies, temperature = 1 + settings.samples, settings.sample_temperature if settings.samples else 0.0
-    sampling = Sampling(config.grpo.max_completion_length, temperature, first_greedy=True)
-    drawn = [copies, asdict(sampling), settings.seed if settings.samples else None]
-    path = cache / f"{model.name}-{fingerprint([model.identity(), drawn])}.jsonl"
-    prompts = {record.id: render_prompt(record) for record in records}
-    digests = {record_id: fingerprint(prompt) for record_id, prompt in prompts.items()}
-    known = _read_answers(path, digests)
-    missing = [record for record in records if record.id not in known]
-    if missing:
-        cache.mkdir(parents=True, exist_ok=True)
-        weights, tokenizer = load_model(model.source, model.adapter, model.revision)
-        with path.open("a", encoding="utf-8") as stream:
-
-            def keep(index: int, answers: list[Generation]) -> None:
-                record_id = missing[index].id
-                known[record_id] = answers
-                row = {"id": record_id, "prompt": digests[record_id], "answers": [asdict(a) for a in answers]}
-                stream.write(json.dumps(row) + "\n")
-                stream.flush()
-                on_progress(model.name, len(known), len(records))
-
-            seed_sampling(settings.seed)
-            asked = [prompts[record.id] for record in missing]
-            sample(weights, tokenizer, asked, copies, sampling, settings.batch_tokens, keep)
-    return [known[record.id] for record in records]
-
-
-def seed_sampling(seed: int) -> None:
-    """Seed the generator that sampled answers are drawn with."""
-    import torch
-
-    torch.manual_seed(seed)
-
-
-def _read_answers(path: Path, digests: Mapping[str, str]) -> dict[str, list[Generation]]:
-    """Answers kept so far to these very prompts; a last line cut off by a kill is asked again."""
-    if not path.is_file():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        write_text(path, whole)
-    rows = [json.loads(line) for line in whole.splitlines()]
-    return {
-        row["id"]: [Generation(**answer) for answer in row["answers"]]
-        for row in rows
-        if digests.get(row["id"]) == row["prompt"]
+def _references(
+    domain: str, train: Sequence[Record], records: Sequence[Record], answers: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """What a model must beat; of a rule that answered the same cases `difference` is the model's accuracy minus its."""
+    rule, experts = majority_rule(train), [record.verdict for record in records]
+    given = [rule(record) for record in records]
+    scores = verdict_metric().compute(predictions=given, references=experts)
+    said = [answer["verdict"] for answer in answers]
+    right = [[one == expert for one, expert in zip(verdicts, experts, strict=True)] for verdicts in (given, said)]
+    only_rule, only_model, _ = mcnemar(*right)
+    always = {
+        "name": f'always "{given[0]}"',
+        **scores,
+        "difference": paired_score_interval(only_rule, only_model, len(records)).as_dict(),
+        "note": "on these cases",
     }
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return [always, HUMAN] if domain == "pubmedqa" else [always]

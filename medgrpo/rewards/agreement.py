@@ -49,7 +49,7 @@ def agreement(thought: str, record: Record, config: RewardConfig) -> float:
         return 1.0
     if len(thought) > MAX_CHARACTERS:
         return 0.0
-    begins = [0, *(match.end() for match in _SENTENCE_END.finditer(thought))][-expert.sentences :]
+    begins = sentence_begins(thought)[-expert.sentences :]
     tokens = read(thought)
     return max(_likeness([token.word for token in tokens if token.start >= begin], expert) for begin in begins)
 
@@ -86,6 +86,15 @@ def split_sentences(text: str) -> list[str]:
     ['Pain fell (p=0.01).', 'No harm was seen.']
     """
     return _SENTENCE_END.split(" ".join(text.split()))
+
+
+def sentence_begins(text: str) -> list[int]:
+    """Where the sentences of a text as given begin.
+
+    >>> sentence_begins("Pain fell (p=0.01).  No harm was seen.")
+    [0, 21]
+    """
+    return [0, *(match.end() for match in _SENTENCE_END.finditer(text))]
 
 
 def first_words(text: str, limit: int) -> str:

@@ -10,25 +10,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medgrpo.completions import render_completion
 from medgrpo.config import EvaluationConfig
 from medgrpo.errors import InputError
-from medgrpo.evaluation import compare
+from medgrpo.evaluation import asking, compare
+from medgrpo.evaluation.asking import Contestant
 from medgrpo.evaluation.compare import (
-    Contestant,
+    Training,
     case_row,
     contestants,
     draw_cases,
     evaluate,
+    evaluate_models,
     evaluate_training,
     read_cases,
     score,
 )
 from medgrpo.evaluation.generate import Generation
+from medgrpo.evaluation.probes import PROBES
 from medgrpo.evaluation.scoring import answer_row, official_score
+from medgrpo.evaluation.statistics import paired_score_interval
 from medgrpo.manifests import write_json, write_text
 from medgrpo.preparation import load_records, prepare
 from medgrpo.prompts import gold_completion, render_prompt
 from medgrpo.records import verdict_counts
+from medgrpo.rewards.audit import AuditReport
 from medgrpo.testing import tiny_config, tiny_record
 
 verdict_lists = st.lists(st.sampled_from(["yes", "no", "maybe"]), min_size=1, max_size=60)
@@ -91,7 +97,11 @@ def test_more_cases_than_there_are_is_refused():
 def prepared(tmp_path_factory):
     """Prepared synthetic data with its settings."""
     directory = tmp_path_factory.mktemp("compare")
-    config = tiny_config(directory, data={"synthetic_pool": 24, "synthetic_test": 12})
+    config = tiny_config(
+        directory,
+        data={"synthetic_pool": 24, "synthetic_test": 12},
+        evaluation={"probes": False},
+    )
     prepare(config, directory / "data")
     return SimpleNamespace(config=config, data=directory / "data")
 
@@ -104,11 +114,14 @@ def weights(directory, content):
 
 
 class Asked:
-    """Stands in for loading and generating: gold answers for "good" weights, else rubbish; keeps the questions."""
+    """Stands in for loading and generating; keeps the questions.
+
+    "good" weights give gold answers over the own abstract and else do not know; others write rubbish.
+    """
 
     def __init__(self, records):
         self.records = {json.dumps(render_prompt(record)): record for record in records}
-        self.loaded, self.questions, self.stop_after = [], [], None
+        self.loaded, self.questions, self.copies, self.stop_after = [], [], [], None
 
     def load(self, source, adapter, revision):
         self.loaded.append(source)
@@ -118,17 +131,19 @@ class Asked:
         for i, prompt in enumerate(prompts):
             if self.stop_after is not None and len(self.questions) == self.stop_after:
                 raise KeyboardInterrupt
-            record = self.records[json.dumps(prompt)]
-            self.questions.append(record.id)
-            text = gold_completion(record) if model == "good" else f"{model} rubbish"
+            record = self.records.get(json.dumps(prompt))
+            self.questions.append(record.id if record else json.dumps(prompt))
+            self.copies.append(copies)
+            gold = gold_completion(record) if record else render_completion("Nothing here tells.", "maybe")
+            text = gold if model == "good" else f"{model} rubbish"
             on_answers(i, [Generation(text, len(text.split()))] * copies)
 
 
 @pytest.fixture
 def asked(monkeypatch, prepared):
     fake = Asked(load_records(prepared.data, "test"))
-    monkeypatch.setattr(compare, "load_model", fake.load)
-    monkeypatch.setattr(compare, "sample", fake.sample)
+    monkeypatch.setattr(asking, "load_model", fake.load)
+    monkeypatch.setattr(asking, "sample", fake.sample)
     return fake
 
 
@@ -138,7 +153,7 @@ def run(prepared, asked, tmp_path):
 
     def evaluate_models(config=prepared.config, on_progress=lambda *_: None, **models):
         found = [Contestant(name, weights(tmp_path / name, content)) for name, content in models.items()]
-        asked.loaded, asked.questions = [], []
+        asked.loaded, asked.questions, asked.copies = [], [], []
         return evaluate(config, prepared.data, found, tmp_path / "results", tmp_path / "answers", on_progress)
 
     return evaluate_models
@@ -249,6 +264,16 @@ def test_a_model_asked_before_is_not_asked_again(run, asked):
     assert (asked.loaded, asked.questions) == ([], [])
 
 
+def test_the_same_weights_under_another_name_are_not_asked_again(run, asked, prepared, tmp_path):
+    """The tuned model of one run is the champion of the next: its answers are there already."""
+    run(tuned="good")
+    before = len(asked.questions)
+    copied = [Contestant("champion", weights(tmp_path / "copy", "good"))]
+    metrics = evaluate(prepared.config, prepared.data, copied, tmp_path / "next", tmp_path / "answers")
+    assert len(asked.questions) == before
+    assert metrics["models"]["champion"]["accuracy"]["value"] == 1
+
+
 def test_a_changed_model_is_asked_again_and_the_other_is_not(run, asked, tmp_path):
     """New weights under the same name and path are another model."""
     run(base="bad", tuned="worse")
@@ -336,6 +361,107 @@ def test_the_identity_follows_the_weights_not_the_place(tmp_path):
     assert len({same, *(other.identity() for other in others)}) == 6
 
 
+# --- Probes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def probing(prepared):
+    """Settings with probes."""
+    return changed(prepared.config, evaluation={"probes": True})
+
+
+def test_only_the_model_in_question_is_probed(run, asked, prepared, probing, tmp_path):
+    """Four probes, each with its numbers; the model is loaded once for its answers and its probes."""
+    metrics = run(probing, base="bad", tuned="good")
+    assert list(metrics["probes"]) == ["tuned"]
+    assert tuple(metrics["probes"]["tuned"]) == PROBES
+    assert asked.loaded == [str(tmp_path / "tuned"), str(tmp_path / "base")]
+    for probe, found in metrics["probes"]["tuned"].items():
+        assert found["n"] + found["skipped"] == 6, probe
+        assert found["drop"]["value"] == pytest.approx(1 - found["accuracy"]["value"])
+    cases = draw_cases(load_records(prepared.data, "test"), probing.evaluation)
+    maybes = sum(record.verdict == "maybe" for record in cases)
+    assert metrics["probes"]["tuned"]["no_abstract"]["accuracy"]["value"] == pytest.approx(maybes / 6)
+    assert json.loads((tmp_path / "results" / "metrics.json").read_text()) == metrics
+
+
+def test_a_model_that_cannot_answer_anyway_loses_nothing(run, probing):
+    """Rubbish with and without the abstract: no drop, and an unreadable answer that stays one is no flip."""
+    found = run(probing, tuned="bad")["probes"]["tuned"]["no_abstract"]
+    assert (found["drop"]["value"], found["flips"]["value"], found["accuracy"]["value"]) == (0.0, 0.0, 0.0)
+
+
+def test_the_rows_hold_the_answers_under_the_probes(run, probing, tmp_path):
+    """Each row has verdict and text under every probe that could alter its case."""
+    metrics = run(probing, base="bad", tuned="good")
+    cases = read_cases(tmp_path / "results")
+    for probe, found in metrics["probes"]["tuned"].items():
+        rows = [case["probes"][probe] for case in cases if probe in case["probes"]]
+        assert len(rows) == found["n"]
+        assert all(row == {"verdict": "maybe", "text": rows[0]["text"]} for row in rows)
+
+
+def test_without_probes_nothing_is_asked_or_written(run, asked, tmp_path):
+    """evaluation.probes=false leaves an empty entry and plain rows."""
+    assert run(tuned="good")["probes"] == {}
+    assert len(asked.questions) == 6
+    assert all("probes" not in case for case in read_cases(tmp_path / "results"))
+
+
+def test_the_progress_names_the_probe(run, probing):
+    """Who follows sees model and probe, and how many of its cases are done."""
+    heard = []
+    metrics = run(probing, on_progress=lambda *news: heard.append(news), base="bad", tuned="good")
+    names = list(dict.fromkeys(name for name, *_ in heard))
+    assert names == ["tuned", *(f"tuned, {probe}" for probe in PROBES), "base"]
+    for probe, found in metrics["probes"]["tuned"].items():
+        assert [(done, total) for name, done, total in heard if name == f"tuned, {probe}"] == [
+            (done, found["n"]) for done in range(1, found["n"] + 1)
+        ]
+
+
+def test_probes_are_answered_once_each(run, asked, prepared):
+    """Sampled answers are drawn for the cases themselves only."""
+    run(changed(prepared.config, evaluation={"probes": True, "samples": 3}), tuned="good")
+    assert asked.copies[:6] == [4] * 6
+    assert set(asked.copies[6:]) == {1}
+
+
+def test_probes_asked_before_are_not_asked_again(run, asked, prepared, probing):
+    """The second evaluation asks nothing; one that is probed later asks only the probes."""
+    run(tuned="good")
+    first = run(probing, tuned="good")
+    assert not set(asked.questions) & {record.id for record in load_records(prepared.data, "test")}
+    assert run(probing, tuned="good") == first
+    assert (asked.loaded, asked.questions) == ([], [])
+
+
+@pytest.mark.parametrize("stop", [3, 6, 9, 25])
+def test_a_probed_evaluation_that_was_killed_goes_on(run, asked, probing, tmp_path, stop):
+    """Killed before, between or within the probes, it asks what is missing and comes to the same numbers."""
+    expected = run(probing, base="bad", tuned="good")
+    total = len(asked.questions)
+    shutil.rmtree(tmp_path / "answers")
+    asked.stop_after = stop
+    with pytest.raises(KeyboardInterrupt):
+        run(probing, base="bad", tuned="good")
+    asked.stop_after = None
+    assert run(probing, base="bad", tuned="good") == expected
+    assert len(asked.questions) == total - stop
+
+
+def test_copies_of_training_records_are_reported(run, prepared):
+    """The metrics say how many records were compared, from which likeness on, and which pairs are that alike."""
+    train = load_records(prepared.data, "train")
+    found = run(tuned="good")["contamination"]
+    assert (found["compared"], found["threshold"]) == ({"train": len(train), "cases": 6}, 0.8)
+    assert found["cases"]["abstract"] == 0
+    answers = {"tuned": [answer_row(train[0], [Generation(gold_completion(train[0]), 9)], prepared.config.rewards)]}
+    copied = score(prepared.config, {"domain": "synthetic", "synthetic": True}, train, train[:1], answers)
+    assert copied["contamination"]["cases"]["abstract"] == 1
+    assert copied["contamination"]["pairs"][0]["case"] == copied["contamination"]["pairs"][0]["train"] == train[0].id
+
+
 # --- Whom and what -----------------------------------------------------------------------------------------------
 
 
@@ -363,6 +489,7 @@ def test_the_references_are_labelled(prepared, domain):
     always, *human = metrics["references"]
     assert always["name"] == 'always "no"'
     assert always["accuracy"] == 0.5
+    assert always["difference"] == paired_score_interval(0, 2, 4).as_dict()
     assert [(reference["accuracy"], reference["macro_f1"]) for reference in human] == (
         [(0.78, 0.722)] if domain == "pubmedqa" else []
     )
@@ -379,10 +506,35 @@ def test_the_evaluation_of_a_training_ends_in_a_report(prepared, asked, monkeypa
     write_json(train / "training.json", {"seconds": 12.5, "adapter_change": 0.1, "flags": []})
     row = {"phase": "grpo", "step": 1, "steps": 1, "time": 0.0, "seconds_left": 0.0, "loss": 0.0, "reward": 1.0}
     write_text(train / "metrics.jsonl", json.dumps(row) + "\n")
-    metrics = evaluate_training(prepared.config, prepared.data, train, tmp_path / "results", tmp_path / "answers")
-    assert list(metrics["models"]) == ["base", "tuned"]
+    champion = Contestant("champion", weights(tmp_path / "champion", "bad"))
+    training = Training(train, AuditReport((), 1.0, 20), champion)
+    metrics = evaluate_training(prepared.config, prepared.data, training, tmp_path / "results", tmp_path / "answers")
+    assert list(metrics["models"]) == ["base", "champion", "tuned"]
+    checks = gate_checks(tmp_path / "results")
+    assert {checks[name] for name in ("better than base", "not worse than champion", "training alarms")} == {"pass"}
+    assert checks["context reliance"] == "not enough evidence"
     assert "synthetic" in (tmp_path / "results" / "report.html").read_text().lower()
     assert list((tmp_path / "results" / "plots").iterdir())
+
+
+def gate_checks(results):
+    """The outcome of each of the gate's checks."""
+    return {check["name"]: check["outcome"] for check in json.loads((results / "gate.json").read_text())["checks"]}
+
+
+@pytest.mark.slow
+def test_of_any_models_only_what_was_measured_is_judged(prepared, asked, tmp_path):
+    """Nothing is known of their training or of a champion, and the gate takes neither for granted."""
+    models = [
+        Contestant("base", weights(tmp_path / "b", "bad")),
+        Contestant("evaluated", weights(tmp_path / "g", "good")),
+    ]
+    evaluate_models(prepared.config, prepared.data, models, tmp_path / "results", tmp_path / "answers")
+    checks = gate_checks(tmp_path / "results")
+    assert checks["better than base"] == "pass"
+    unknown = ("not worse than champion", "reward audit", "training alarms", "no leaks")
+    assert {checks[name] for name in unknown} == {"not enough evidence"}
+    assert models[-1].weights in (tmp_path / "results" / "report.html").read_text()
 
 
 @pytest.mark.slow
@@ -390,10 +542,17 @@ def test_the_tiny_policy_is_evaluated_for_real(prepared, tmp_path):
     """Loaded, asked and scored, one model under two names gives the same answers and no difference."""
     base = str(prepared.config.policy.base)
     models = [Contestant("base", base), Contestant("tuned", base)]
-    metrics = evaluate(prepared.config, prepared.data, models, tmp_path / "results", tmp_path / "answers")
+    metrics = evaluate(
+        changed(prepared.config, evaluation={"probes": True}),
+        prepared.data,
+        models,
+        tmp_path / "results",
+        tmp_path / "answers",
+    )
     assert metrics["models"]["base"] == metrics["models"]["tuned"]
     assert metrics["comparisons"][0]["p_value"] == 1.0
     cases = read_cases(tmp_path / "results")
     assert len(cases) == 6
     assert all(case["answers"]["base"] == case["answers"]["tuned"] for case in cases)
+    assert all(case["probes"]["no_abstract"]["text"] for case in cases)
     assert all(0 < case["answers"]["base"]["tokens"] <= 24 for case in cases)
