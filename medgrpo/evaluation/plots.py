@@ -1,4 +1,4 @@
-"""The report's figures: curves of the training and confusion matrices, as inline SVG or as PNG files.
+"""The report's figures: confusion matrices, probes, calibration and curves of the training, as SVG or as PNG files.
 
 matplotlib is imported inside the functions (it takes a second) and used through its object API only: no global figure
 list, no display. The same input gives the same bytes.
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medgrpo.completions import VERDICTS
+from medgrpo.evaluation.report_words import label as model_label
+from medgrpo.evaluation.report_words import number, ordered, probe_label, quantity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,6 +95,51 @@ def confusion(matrix: Mapping[str, Mapping[str, Any]], title: str) -> str:
     return _svg(_confusion_figure(matrix, title), f"Confusion matrix of {title}. {'. '.join(rows)}.")
 
 
+def probed(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Model -> its probes, where any were put to it."""
+    return {model: probes for model, probes in (metrics.get("probes") or {}).items() if probes}
+
+
+def calibrated(metrics: Mapping[str, Any]) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """Model -> the bins of its confidence's calibration, in the order of the pipeline, where it was sampled."""
+    found = {}
+    for model in ordered(metrics["models"]):
+        bins = ((metrics["models"][model].get("vote") or {}).get("calibration") or {}).get("bins")
+        if bins:
+            found[model] = bins
+    return found
+
+
+def probe_effects(probes: Mapping[str, Mapping[str, Any]], title: str) -> str:
+    """SVG of the accuracy that each probe costs, and of the share of verdicts that it changes, with their intervals.
+
+    Args:
+        probes: probe -> {"drop": interval, "flips": interval}.
+        title: the model's name.
+    """
+    said = [
+        f"{probe_label(probe)}: accuracy drops by {_said(values.get('drop'))}, verdicts change in "
+        f"{_said(values.get('flips'))}"
+        for probe, values in probes.items()
+    ]
+    return _svg(_probes_figure(probes), f"Context probes of {title}. {'. '.join(said)}.")
+
+
+def calibration(bins: Sequence[Mapping[str, Any]], title: str) -> str:
+    """SVG of how often the answer is right by how many samples agree with it; the diagonal is perfect calibration.
+
+    Args:
+        bins: {"confidence": mean share of agreeing samples, "accuracy", "n"} each.
+        title: the model's name.
+    """
+    said = [
+        f"confidence {quantity(one.get('confidence'), 0)}: right in {quantity(one.get('accuracy'), 0)} "
+        f"of {one.get('n')}"
+        for one in bins
+    ]
+    return _svg(_calibration_figure(bins, title), f"Calibration of {title}: {'; '.join(said)}.")
+
+
 def save_plots(directory: Path, metrics: Mapping[str, Any], training: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Write every figure that has data as a PNG file into `directory`; returns the paths."""
     figures = {
@@ -102,8 +149,11 @@ def save_plots(directory: Path, metrics: Mapping[str, Any], training: Sequence[M
         "warmup_loss": _loss_figure(training),
     }
     for model, values in metrics.get("models", {}).items():
-        name = re.sub(r"\W+", "_", model)
-        figures[f"confusion_{name}"] = _confusion_figure(values.get("confusion") or {}, model)
+        figures[f"confusion_{_file_name(model)}"] = _confusion_figure(values.get("confusion") or {}, model)
+    for model, probes in probed(metrics).items():
+        figures[f"probes_{_file_name(model)}"] = _probes_figure(probes)
+    for model, bins in calibrated(metrics).items():
+        figures[f"calibration_{_file_name(model)}"] = _calibration_figure(bins, model_label(model))
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures.items():
@@ -111,6 +161,14 @@ def save_plots(directory: Path, metrics: Mapping[str, Any], training: Sequence[M
             paths.append(directory / f"{name}.png")
             figure.savefig(paths[-1], format="png", dpi=160, metadata={"Software": None})
     return paths
+
+
+def _file_name(model: str) -> str:
+    return re.sub(r"\W+", "_", model)
+
+
+def _said(cell: Any) -> str:
+    return quantity((cell or {}).get("value"), (cell or {}).get("n") or 0)
 
 
 def _points(training: Sequence[Mapping[str, Any]], phase: str, key: str) -> Points:
@@ -192,6 +250,52 @@ def _loss_figure(training: Sequence[Mapping[str, Any]]) -> "Figure | None":
     return figure
 
 
+def _probes_figure(probes: Mapping[str, Mapping[str, Any]]) -> "Figure":
+    figure, axes = _axes((4.7, 0.95 + 0.5 * len(probes)))
+    axes.axvline(0, color=INK, linewidth=1, alpha=0.5)
+    series = (("drop", "accuracy lost", BLUE, "o", -0.13), ("flips", "verdicts changed", ORANGE, "s", 0.13))
+    for key, name, colour, marker, shift in series:
+        found = [(place, _bounds(values.get(key))) for place, values in enumerate(probes.values())]
+        places = [place + shift for place, bounds in found if bounds]
+        known = [bounds for _, bounds in found if bounds]
+        axes.hlines(places, [100 * low for low, _, _ in known], [100 * high for *_, high in known], colour, linewidth=2)
+        axes.plot([100 * value for _, value, _ in known], places, marker, color=colour, markersize=6, label=name)
+    axes.set_yticks(range(len(probes)), [probe_label(probe) for probe in probes], parse_math=False)
+    axes.set_ylim(len(probes) - 0.5, -0.5)
+    axes.grid(axis="x", color=INK, alpha=0.15, linewidth=0.8)
+    axes.set_xlabel("of a hundred cases, with 95 % interval", color=INK, fontsize=9)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8.5, labelcolor=INK)
+    return figure
+
+
+def _bounds(cell: Any) -> tuple[float, float, float] | None:
+    """Low, value and high of an interval; None where one of them is missing."""
+    low, value, high = (number((cell or {}).get(key)) for key in ("low", "value", "high"))
+    return None if low is None or value is None or high is None else (low, value, high)
+
+
+def _calibration_figure(bins: Sequence[Mapping[str, Any]], title: str) -> "Figure":
+    figure, axes = _axes((3.4, 3.1))
+    axes.plot([0, 100], [0, 100], color=INK, alpha=0.4, linewidth=1, linestyle=":")
+    known = [
+        one for one in bins if number(one.get("confidence")) is not None and number(one.get("accuracy")) is not None
+    ]
+    x, y = [100 * one["confidence"] for one in known], [100 * one["accuracy"] for one in known]
+    axes.plot(x, y, color=BLUE, linewidth=1.5, alpha=0.6)
+    largest = max((one.get("n") or 0 for one in known), default=0) or 1
+    axes.scatter(x, y, [20 + 130 * (one.get("n") or 0) / largest for one in known], color=BLUE, zorder=3)
+    axes.set(xlim=(-4, 104), ylim=(-4, 104), aspect="equal")
+    axes.grid(color=INK, alpha=0.15, linewidth=0.8)
+    axes.set_xlabel("samples that agree (%)", color=INK, fontsize=9)
+    axes.set_ylabel("answer is right (%)", color=INK, fontsize=9)
+    _title(axes, title)
+    return figure
+
+
+def _title(axes: "Axes", title: str) -> None:
+    axes.set_title(title, color=INK, fontsize=11, fontweight="bold", loc="left", parse_math=False)
+
+
 def _confusion_figure(matrix: Mapping[str, Mapping[str, Any]], title: str) -> "Figure":
     figure, axes = _axes((3.4, 2.75))
     for y, row in enumerate(VERDICTS):
@@ -204,7 +308,7 @@ def _confusion_figure(matrix: Mapping[str, Mapping[str, Any]], title: str) -> "F
     axes.tick_params(labelsize=8)
     axes.set_xlabel("model's verdict", color=INK, fontsize=9)
     axes.set_ylabel("expert's verdict", color=INK, fontsize=9)
-    axes.set_title(title, color=INK, fontsize=11, fontweight="bold", loc="left", parse_math=False)
+    _title(axes, title)
     return figure
 
 
@@ -255,11 +359,18 @@ def _svg(figure: "Figure", label: str) -> str:
     return _inline(buffer.getvalue(), label)
 
 
+def _presentation(match: "re.Match[str]") -> str:
+    """A tag's `style` as presentation attributes, which is what all of matplotlib's properties are."""
+    pairs = [part.split(":", 1) for part in match[2].split(";") if ":" in part]
+    return match[1] + "".join(f' {key.strip()}="{value.strip()}"' for key, value in pairs)
+
+
 def _inline(document: str, label: str) -> str:
     """Turn a stand-alone SVG document into an element that shares a page with others.
 
     Its style rule would reach the whole page and its ids would clash with the next figure's: the rule becomes an
-    attribute, the ids get a prefix made from the content.
+    attribute, the ids get a prefix made from the content. A page whose policy allows no inline style still shows it:
+    `style` becomes attributes of their own.
     """
     svg = document[document.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.S)
@@ -267,5 +378,6 @@ def _inline(document: str, label: str) -> str:
     prefix = f"p{sha256((svg + label).encode('utf-8', 'replace')).hexdigest()[:8]}-"
     svg = re.sub(r'(<[^<>]*? id="|url\(#|href="#)', rf"\g<1>{prefix}", svg)
     svg = re.sub(r"font-family: 'DejaVu Sans'[^;\"]*", "font-family: system-ui, sans-serif", svg)
+    svg = re.sub(r'(<[^<>]*?) style="([^"<>]*)"', _presentation, svg)
     name = f'role="img" aria-label="{html.escape(label)}" stroke-linejoin="round"'
     return svg.replace(INK, "currentColor").replace("<svg ", f"<svg {name} ", 1).strip()

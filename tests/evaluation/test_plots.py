@@ -167,3 +167,54 @@ def test_saved_plots_are_png_files_with_data_only(tmp_path):
     first = [path.read_bytes() for path in paths]
     assert all(content.startswith(b"\x89PNG") for content in first)
     assert [path.read_bytes() for path in plots.save_plots(tmp_path / "plots", metrics, training)] == first
+
+
+def interval(value, low, high, n=50):
+    return {"value": value, "low": low, "high": high, "n": n}
+
+
+PROBES = {
+    "no_abstract": {"drop": interval(0.2, -0.02, 0.4), "flips": interval(0.45, 0.3, 0.6)},
+    "altered_numbers": {"drop": interval(None, None, None), "flips": interval(0.1, 0.05, 0.2)},
+}
+BINS = [
+    {"low": 0.0, "high": 0.5, "n": 9, "confidence": 0.4, "accuracy": 0.3},
+    {"low": 0.5, "high": 1.0, "n": 0, "confidence": None, "accuracy": None},
+]
+
+
+def test_what_probes_did_is_drawn_and_said():
+    """Drop and flips of each probe stand in the figure and in its name; what was not measured is a dash."""
+    svg = plots.probe_effects(PROBES, "Tuned")
+    label = ElementTree.fromstring(svg).get("aria-label").replace("\N{NO-BREAK SPACE}", " ")
+    assert "Context probes of Tuned. No abstract: accuracy drops by 20 %, verdicts change in 45 %." in label
+    assert "Numbers altered: accuracy drops by –, verdicts change in 10 %." in label
+    for text in ("No abstract", "accuracy lost", "verdicts changed"):
+        assert f">{text}<" in svg
+
+
+def test_calibration_is_drawn_and_said():
+    """Each group of confidence stands in the figure's name; an empty one breaks nothing."""
+    svg = plots.calibration(BINS, "Tuned")
+    label = ElementTree.fromstring(svg).get("aria-label").replace("\N{NO-BREAK SPACE}", " ")
+    assert label == "Calibration of Tuned: confidence 40 %: right in 30 % of 9; confidence –: right in – of 0."
+    assert plots.calibration([], "x").startswith("<svg ")
+
+
+@pytest.mark.parametrize("title", ['" style="fill: red', "<b style='x'>", "a & b", "$x_1$"])
+def test_a_figure_needs_no_inline_style(title):
+    """A page whose policy allows no inline style shows figures as they are; a name that looks like one stays text."""
+    svg = plots.confusion(MATRIX, title)
+    root = ElementTree.fromstring(svg)
+    assert not [element for element in root.iter() if "style" in element.attrib]
+    assert [element for element in root.iter() if element.get("text-anchor") == "middle"]
+    assert title in [element.text for element in root.iter() if element.text]
+    assert title in root.get("aria-label")
+
+
+def test_probes_and_calibration_are_saved_where_there_are_any(tmp_path):
+    """Models that were probed or sampled get a file each."""
+    models = {"base": {}, "tuned": {"vote": {"calibration": {"bins": BINS}}}}
+    paths = plots.save_plots(tmp_path, {"models": models, "probes": {"tuned": PROBES, "base": {}}}, [])
+    names = {path.name for path in paths}
+    assert names == {"confusion_base.png", "confusion_tuned.png", "probes_tuned.png", "calibration_tuned.png"}

@@ -7,6 +7,7 @@ import re
 from base64 import b64encode
 from hashlib import sha256
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -16,77 +17,12 @@ NBSP = "\N{NO-BREAK SPACE}"
 VOID = {"meta", "br", "link", "hr", "img", "input"}
 
 
-def interval(value, low, high, n=50):
-    return {"value": value, "low": low, "high": high, "n": n}
-
-
-def model(accuracy):
-    row = {"yes": 1, "no": 0, "maybe": 0, "none": 0}
-    shares = ("macro_f1", "strict_form", "parsed", "grounding")
-    return {
-        "accuracy": accuracy,
-        **{name: interval(0.5, 0.4, 0.6) for name in shares},
-        "mean_length": interval(58.4, 52.1, 64.9),
-        "f1": {"yes": interval(0.6, 0.5, 0.7), "no": interval(0.3, 0.2, 0.4), "maybe": interval(math.nan, None, None)},
-        "confusion": {"yes": row, "no": row, "maybe": dict.fromkeys(row)},
-    }
-
-
-def answer(verdict, thought="Pain fell (p=0.01).", **more):
-    text = f"<thought>{thought}</thought><answer>{verdict}</answer>"
-    given = {"text": text, "thought": thought, "verdict": verdict, "well_formed": True, "tokens": 41, "grounding": 0.66}
-    return given | more
-
-
-@pytest.fixture
-def metrics():
-    base, tuned = model(interval(0.08, 0.02, 0.19)), model(interval(0.62, 0.48, 0.75))
-    comparison = {"first": "base", "second": "tuned", "only_first": 2, "only_second": 29, "p_value": 1e-6}
-    return {
-        "n": 50,
-        "split": "test",
-        "domain": "synthetic",
-        "synthetic": True,
-        "models": {"tuned": tuned, "base": base},
-        "comparisons": [comparison | {"accuracy_difference": interval(0.54, -0.38, 0.68)}],
-        "references": [{"name": "always yes", "accuracy": 0.56, "macro_f1": 0.24, "note": "without reading"}],
-    }
-
-
-@pytest.fixture
-def case():
-    return {
-        "id": "s-1",
-        "question": "Does it help?",
-        "contexts": ["RESULTS: Pain fell (p=0.01)."],
-        "expert": "yes",
-        "long_answer": "It helps.",
-        "synthetic": True,
-        "answers": {"base": answer("no"), "tuned": answer("yes")},
-    }
-
-
-@pytest.fixture
-def run():
-    return {
-        "name": "demo-1",
-        "config": {"seed": 11, "name": None, "tracking": {"uri": "https://ann:secret@host/x"}},
-        "environment": {"torch": "2.13.0", "index": "https://ann:secret@host"},
-        "seconds": {"train": 125.2, "evaluate": 8.24},
-        "data": {
-            "train": 270,
-            "test": 200,
-            "dropped": [{"id": "s-77", "split": "train", "reason": "too long"}],
-            "digests": {"train": "a3" * 32},
-        },
-    }
-
-
 @pytest.fixture(autouse=True)
 def quick_figures(monkeypatch, request):
     """Real figures are tested in test_plots and where a test asks for them; here they would only cost time."""
     if "real_figures" not in request.fixturenames:
-        monkeypatch.setattr(plots, "confusion", lambda matrix, title: f"<svg><title>{title}</title></svg>")
+        for figure in ("confusion", "probe_effects", "calibration"):
+            monkeypatch.setattr(plots, figure, lambda values, title: "<svg><title>drawn</title></svg>")
 
 
 @pytest.fixture
@@ -150,11 +86,11 @@ def test_alarms_of_the_training_are_said_at_the_top_and_under_training(run, metr
     assert "alarm" not in words(report.render_report(run, metrics, [case], [{"phase": "grpo", "step": 1}])).lower()
 
 
-def test_headings_tables_and_controls_are_named(run, metrics, case):
+def test_headings_tables_and_controls_are_named(run, probed, case, gate):
     """Every table has a caption, every header cell a scope, every section a heading; headings skip no level."""
-    page = Page(report.render_report(run, metrics, [case], []))
+    page = Page(report.render_report(run, probed, [case], [], gate))
     assert len(page.named("caption")) == len(page.named("table")) > 5
-    assert all(attributes.get("scope") in {"col", "row"} for attributes in page.named("th"))
+    assert all(attributes.get("scope") in {"col", "row", "rowgroup"} for attributes in page.named("th"))
     ids = {attributes.get("id") for _, attributes in page.tags}
     assert {attributes["aria-labelledby"] for attributes in page.named("section")} <= ids
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]
@@ -162,15 +98,19 @@ def test_headings_tables_and_controls_are_named(run, metrics, case):
     assert all(below - above <= 1 for above, below in itertools.pairwise(levels))
 
 
-def test_the_page_runs_no_script_but_its_own(run, metrics, case):
-    """The content security policy names the one script by its hash, so that nothing a model wrote could ever run."""
-    page = report.render_report(run, metrics, [case], [])
-    script = re.findall(r"(?s)<script>(.*?)</script>", page)
-    assert len(script) == 1
-    named = b64encode(sha256(script[0].encode()).digest()).decode()
-    policy = Page(page).named("meta")[1]["content"]
-    assert "default-src 'none'" in policy
-    assert f"script-src 'sha256-{named}'" in policy
+def test_the_page_runs_no_script_and_applies_no_style_but_its_own(run, probed, case, gate, real_figures):
+    """The policy names the one script and the one style by hash, and nothing on the page needs more than that."""
+    training = [{"phase": "grpo", "step": step, "reward": step / 9} for step in range(5)]
+    source = report.render_report(run, probed, [case], training, gate)
+    page = Page(source)
+    policy = page.named("meta")[1]["content"]
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe" not in policy
+    for kind in ("script", "style"):
+        (content,) = re.findall(rf"(?s)<{kind}>(.*?)</{kind}>", source)
+        assert f"{kind}-src 'sha256-{b64encode(sha256(content.encode()).digest()).decode()}'" in policy
+    assert not [tag for tag, attributes in page.tags if "style" in attributes]
+    assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on")]
 
 
 HOSTILE = [
@@ -184,22 +124,39 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_stays_text(text, run, metrics, case):
+def test_hostile_text_stays_text(text, run, probed, case, gate):
     """Wherever a string of a model, a record or a setting stands, it is shown as written and changes no tag."""
-    plain = copy.deepcopy((run, metrics, case))
-    for target in (run, metrics, case):
+    case["answers"]["tuned"] |= {"spans": [[0, 3, True], [3, 5, False]], "cited": [[0, 0, 3]]}
+    case["probes"] = {"no_abstract": {"verdict": "no", "text": "thought"}}
+    plain = copy.deepcopy((run, probed, case, gate))
+    for target in (run, probed, case, gate):
         _poison(target, text)
-    page = report.render_report(run, metrics, [case], [])
-    calm = report.render_report(plain[0] | {"git_commit": None}, plain[1], [plain[2]], [])
+    page = report.render_report(run, probed, [case], [], gate)
+    calm = report.render_report(plain[0], plain[1], [plain[2]], [], plain[3])
     assert [tag for tag, _ in Page(page).tags] == [tag for tag, _ in Page(calm).tags]
     assert page.count("<script>") == 1
-    assert " ".join(text.split()) in words(page)
+    shown = words(page)
+    assert shown.count(" ".join(text.split())) >= 12
     assert not [attributes for _, attributes in Page(page).tags if "onmouseover" in attributes]
 
 
 def _poison(target, text):
     """Put `text` into every free string of a run, metrics or case."""
-    free = {"name", "id", "question", "long_answer", "thought", "note", "reason", "torch"}
+    free = {
+        "name",
+        "id",
+        "question",
+        "long_answer",
+        "text",
+        "thought",
+        "note",
+        "reason",
+        "torch",
+        "summary",
+        "group",
+        "train",
+        "case",
+    }
     for key, value in target.items():
         if isinstance(value, dict):
             _poison(value, text)
@@ -210,14 +167,14 @@ def _poison(target, text):
             target[key] = text
 
 
-def test_characters_that_no_page_may_hold_are_replaced(run, metrics, case, tmp_path):
+def test_characters_that_no_page_may_hold_are_replaced(run, metrics, case, answer, tmp_path):
     """NUL, escape codes and lone surrogates become the replacement sign, and the page can be written."""
     case["answers"]["tuned"] = answer("yes", thought="a\x00b\x1b[2Jc\ud800d\te\nf")
     path = report.write_report(tmp_path / "report.html", run, metrics, [case], [])
     assert "a\ufffdb\ufffd[2Jc\ufffdd\te\nf" in path.read_text(encoding="utf-8")
 
 
-def test_a_very_long_answer_is_kept_whole(run, metrics, case):
+def test_a_very_long_answer_is_kept_whole(run, metrics, case, answer):
     """Nothing of an answer is cut off, however long."""
     case["answers"]["tuned"] = answer("yes", thought="very" * 50_000)
     assert "very" * 50_000 in report.render_report(run, metrics, [case], [])
@@ -248,8 +205,8 @@ def test_the_summary_is_made_from_the_numbers(run, metrics):
     assert (
         "On 50 held-out synthetic cases (test split), the tuned model is right in 62 % (48–75 %), the base model in "
         "8 % (2–19 %); 95 % intervals in brackets. Only the tuned model is right in 29 cases, only the base model in "
-        "2 (exact McNemar test, p < 0.001). The difference is distinguishable from chance at this size: the tuned "
-        "model is better on such cases. For comparison, “always yes” is right in 56 %, which the tuned model's "
+        "2 (exact two-sided McNemar test, p < 0.001). The difference is distinguishable from chance at this size: the "
+        "tuned model is better on such cases. For comparison, always yes is right in 56 %, which the tuned model's "
         "interval does not exclude."
     ) in page
 
@@ -269,6 +226,17 @@ def test_the_summary_follows_the_test(first, second, p_value, expected, metrics)
     assert expected in " ".join(report._summary(metrics))
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "p_value", "explained"),
+    [(5, 14, 0.064, True), (14, 5, 0.064, False), (6, 12, 0.24, False), (3, 14, 0.013, False)],
+    ids=["a gain", "a loss", "too small", "large enough"],
+)
+def test_a_pass_is_explained_where_the_two_sided_test_finds_nothing(first, second, p_value, explained, metrics):
+    """A gain that the gate's one-sided test finds and the two-sided one does not is no contradiction, and is said."""
+    metrics["comparisons"][0] |= {"only_first": first, "only_second": second, "p_value": p_value}
+    assert ("The gate's test is one-sided" in " ".join(report._summary(metrics))) == explained
+
+
 def test_the_order_of_a_comparison_does_not_turn_it_around(metrics):
     """Given as tuned against base, the counts still belong to their models."""
     metrics["comparisons"][0] |= {"first": "tuned", "second": "base", "only_first": 29, "only_second": 2}
@@ -276,93 +244,12 @@ def test_the_order_of_a_comparison_does_not_turn_it_around(metrics):
     assert "is better" in " ".join(report._summary(metrics))
 
 
-@pytest.mark.parametrize(
-    ("accuracy", "place", "words_"),
-    [(0.40, "above", "exceeds"), (0.56, "includes it", "does not exclude"), (0.80, "below", "does not reach")],
-)
-def test_references_are_placed_by_the_whole_interval(accuracy, place, words_, metrics):
-    """A reference counts as beaten only when the tuned model's whole interval lies above it."""
-    metrics["references"][0]["accuracy"] = accuracy
-    assert report._reference(metrics["references"][0], metrics["models"])["place"] == place
-    assert words_ in report._summary(metrics)[-1]
-
-
-def test_every_metric_carries_interval_and_n(run, metrics):
-    """Each cell of the metric table shows value, interval and n; lengths are tokens, not percent."""
-    rows = {row["label"]: row["cells"] for row in report._metric_rows(metrics, ["base", "tuned"])}
-    tuned = rows["Accuracy"][1]
-    assert (tuned["value"], tuned["interval"], tuned["n"]) == (f"62{NBSP}%", f"48–75{NBSP}%", 50)
-    assert (rows["Mean length"][1]["value"], rows["Mean length"][1]["interval"]) == ("58", "52–65")
-    assert "48–75 % · n = 50" in words(report.render_report(run, metrics, [], []))
-
-
-def test_models_stand_in_the_order_of_the_pipeline(metrics):
-    """Base, warm-up, tuned, whatever the order given; unknown models come last."""
-    assert report._models({"other": 0, "tuned": 0, "base": 0, "warmup": 0}) == ["base", "warmup", "tuned", "other"]
-
-
-def test_what_was_not_measured_is_a_dash(metrics):
-    """A value that is None or NaN shows a dash; a metric that no model has is left out."""
-    metrics["models"]["tuned"]["f1"]["maybe"] = interval(0.2, 0.1, 0.3)
-    rows = {row["label"]: row["cells"] for row in report._metric_rows(metrics, ["base", "tuned"])}
-    assert rows["F1, maybe"][0] == {"value": "–", "interval": "–", "n": 50, "bar": None}
-    del metrics["models"]["tuned"]["f1"]["maybe"], metrics["models"]["base"]["f1"]["maybe"]
-    assert "F1, maybe" not in {row["label"] for row in report._metric_rows(metrics, ["base", "tuned"])}
-
-
-def test_digits_follow_the_number_of_cases():
-    """50 cases carry whole percents, 500 carry tenths."""
-    assert report._format(0.6249, 50) == f"62{NBSP}%"
-    assert report._format(0.6249, 500) == f"62.5{NBSP}%"
-
-
-def test_differences_are_signed_points(metrics):
-    """A difference is in points with its sign, and its interval is never written with a dash between signs."""
-    row = report._comparison(metrics["comparisons"][0])
-    assert (row["difference"], row["interval"], row["reading"]) == ("+54", "−38 to +68", "not chance")
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(1e-9, "p < 0.001"), (0.0123, "p = 0.012"), (0.3456, "p = 0.35"), (1.0, "p = 1.00"), (None, "p = –")],
-)
-def test_p_values_read_like_in_a_paper(value, text):
-    """Small ones are bounded, the others rounded to what they can mean."""
-    assert report._p_value(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(8.24, "8.2 s"), (125.2, "2 min 05 s"), (3599.7, "1 h 00 min"), (11220, "3 h 07 min"), (None, "–")],
-)
-def test_durations_read_like_speech(value, text):
-    """Seconds, minutes or hours, whichever a person would say."""
-    assert report._duration(value) == text
-
-
 def test_right_and_wrong_are_written_out(run, metrics, case):
     """Right and wrong differ by word and sign, not only by colour."""
     page = words(report.render_report(run, metrics, [case], []))
     assert "Base: no✗ wrong" in page.replace("no ✗", "no✗")
     assert "Tuned: yes✓ right" in page.replace("yes ✓", "yes✓")
-    assert "base wrong → tuned right" in page
-
-
-@pytest.mark.parametrize(
-    ("base", "tuned", "right", "change"),
-    [
-        ("no", "yes", True, "fixed"),
-        ("yes", None, False, "broken"),
-        ("yes", "yes", True, ""),
-        ("no", "maybe", False, ""),
-    ],
-)
-def test_filters_look_at_the_tuned_model(base, tuned, right, change, case):
-    """Right and wrong are the tuned model's; changed means that exactly one of base and tuned is right."""
-    case["answers"] = {"base": answer(base), "warmup": answer("no"), "tuned": answer(tuned)}
-    seen = report._case(case)
-    assert (seen["right"], seen["change"]) == (right, change)
-    assert [shown["model"] for shown in seen["answers"]] == ["Base", "Warm-up only", "Tuned"]
+    assert "Base wrong → Tuned right" in page
 
 
 def test_filters_need_the_script_and_cases_do_not(run, metrics, case):
@@ -370,16 +257,8 @@ def test_filters_need_the_script_and_cases_do_not(run, metrics, case):
     page = Page(report.render_report(run, metrics, [case, case], []))
     assert [d for d in page.named("div") if d.get("class") == "filters" and "hidden" in d]
     assert not [attributes for attributes in page.named("article") if "hidden" in attributes]
-    assert [attributes["data-show"] for attributes in page.named("button")] == ["all", "right", "wrong", "changed"]
-
-
-def test_an_answer_without_a_thought_is_shown_whole():
-    """What the model wrote is never hidden: no thought shows all the text, a broken form also the raw text."""
-    bare = report._answer("base", {"text": "I think so", "thought": "", "verdict": None, "well_formed": False}, False)
-    assert (bare["said"], bare["raw"], bare["verdict"]) == ("I think so", "", None)
-    broken = report._answer("base", answer("yes", well_formed=False), True)
-    assert broken["said"] == "Pain fell (p=0.01)."
-    assert broken["raw"].startswith("<thought>")
+    shown = [attributes["data-show"] for attributes in page.named("button") if "data-show" in attributes]
+    assert shown == ["all", "right", "wrong", "changed-base", "invents"]
 
 
 def test_figures_that_are_not_in_the_abstract_are_listed(run, metrics, case):
@@ -390,9 +269,86 @@ def test_figures_that_are_not_in_the_abstract_are_listed(run, metrics, case):
     assert "1 of 3 figures in the abstract" in page
 
 
+def test_the_gates_verdict_comes_before_every_number(run, probed, case, gate):
+    """The outcome is the first heading under the title; each check gives its outcome in words, and its reason."""
+    page = words(report.render_report(run, probed, [case], [], gate))
+    assert page.index("Gate: fail One check fails.") < page.index("On 50 held-out") < page.index("Metric")
+    assert "no leaks fail One pair." in page
+    assert "no collapse not enough evidence Few maybe." in page
+    assert page.index("no leaks fail") < page.index("no collapse") < page.index("better than base pass")
+
+
+def test_a_report_without_a_gate_claims_none(run, metrics, case):
+    """What was not done has no heading and no link: no gate, probes, slices or look-alikes."""
+    page = words(report.render_report(run, metrics, [case], []))
+    for absent in ("Gate:", "Context probes", "Slices", "Contamination", "Calibration"):
+        assert absent not in page
+
+
+def test_what_an_evaluation_adds_is_on_the_page(run, probed, case, gate):
+    """Probes, slices that are too small, look-alikes and what this number of cases can detect are all shown."""
+    page = words(report.render_report(run, probed, [case], [], gate))
+    assert "No abstractthe question alone" in page
+    assert "6 skipped" in page
+    assert "maybe8too few cases" in page
+    assert "with only a question so alike, over another abstract: 1." in page
+    assert "270 training records were compared with the 50 evaluated cases." in page
+    assert "Base → Tuned 2 29" in page.replace("Tuned229", "Tuned 2 29")
+
+
+def test_marks_say_what_they_are(run, metrics, case, answer):
+    """In an answer marks are supported or unsupported; in the abstract they name the models that cite the place."""
+    tuned = answer("yes", "Pain fell by 99.", spans=[[0, 9, True], [13, 15, False]], cited=[[0, 9, 18]])
+    case["answers"] |= {"tuned": tuned}
+    page = Page(report.render_report(run, metrics, [case], []))
+    article = [attributes for attributes in page.named("mark") if attributes.get("data-by") != "others"]
+    kinds = [attributes["class"] for attributes in article]
+    assert kinds == ["supported", "unsupported", "cited", "supported", "unsupported", "cited"]  # a legend, then these
+    assert article[-1]["data-by"] == "Tuned"
+
+
+def test_a_report_of_one_model_is_about_that_model(run, metrics, case, answer):
+    """A model from anywhere is summed up, filtered and held against the reference under its own name."""
+    metrics |= {"models": {"org/model": metrics["models"]["tuned"]}, "comparisons": []}
+    case["answers"] = {"org/model": answer("yes")}
+    page = words(report.render_report(run, metrics, [case], []))
+    assert "model org/model is right in 62 % (48–75 %); 95 % intervals in brackets." in page
+    assert "the filters look at model org/model" in page
+    assert "which model org/model's interval does not exclude" in page
+
+
+def test_any_two_models_are_compared_in_words_and_filtered(run, metrics, case, answer):
+    """A model held against any other has the paired test in the summary, and a filter for what differs."""
+    metrics["models"] = {"against": metrics["models"]["base"], "evaluated": metrics["models"]["tuned"]}
+    metrics["comparisons"][0] |= {"first": "against", "second": "evaluated"}
+    case["answers"] = {"against": answer("no"), "evaluated": answer("yes")}
+    run["weights"] = {"against": "org/model@main", "evaluated": "ab" * 32}
+    source = report.render_report(run, metrics, [case], [])
+    page = words(source)
+    assert "Only the evaluated model is right in 29 cases, only the other model in 2 (exact two-sided" in page
+    assert "changed-against" in [attributes.get("data-show") for attributes in Page(source).named("button")]
+    assert "Other wrong → Evaluated right" in page
+    assert "weights of the evaluated model abababababab" in page
+    assert "Otherorg/model@main" in page
+    assert "Evaluated" + "ab" * 32 in page
+
+
+def test_the_champion_is_tested_too(run, metrics):
+    """Where a champion was asked, the summary says how the tuned model stands against it."""
+    row = {"first": "tuned", "second": "champion", "only_first": 9, "only_second": 4, "p_value": 0.27}
+    metrics["models"]["champion"] = metrics["models"]["base"]
+    metrics["comparisons"].append(row)
+    page = words(report.render_report(run, metrics, [], []))
+    assert (
+        "Only the tuned model is right in 9 cases, only the champion in 4 (exact two-sided McNemar test, p = 0.27)."
+        in page
+    )
+
+
 def test_the_conclusion_is_marked_as_withheld(run, metrics, case):
-    """The authors' conclusion stands behind the abstract, labelled as never shown to the models."""
-    assert "Conclusion, not shown to the models: It helps." in words(report.render_report(run, metrics, [case], []))
+    """The authors' conclusion stands beside the expert's verdict, labelled as never shown to the models."""
+    page = words(report.render_report(run, metrics, [case], []))
+    assert "Expert: yes It helps.the authors' conclusion, not shown to the models" in page
 
 
 def test_data_settings_and_time_are_complete(run, metrics):
@@ -413,7 +369,7 @@ def test_passwords_in_addresses_are_left_out(run, metrics):
 
 def test_a_bare_run_still_makes_a_page(metrics):
     """Only a name and one model: every missing part is said to be missing or left out."""
-    bare = {"models": {"base": {"accuracy": interval(None, None, None, None)}}}
+    bare = {"models": {"base": {"accuracy": dict.fromkeys(("value", "low", "high", "n"))}}}
     page = words(report.render_report({"name": "x"}, bare, [], []))
     for expected in ("No two models were compared.", "No training was logged", "No cases were recorded."):
         assert expected in page
@@ -442,3 +398,27 @@ def _full_disk(*_):
 def test_the_same_results_make_the_same_page(run, metrics, case, real_figures):
     """The page holds no time of rendering and no random id: it changes only when a result does."""
     assert report.render_report(run, metrics, [case], []) == report.render_report(run, metrics, [case], [])
+
+
+def _luminance(colour):
+    """Relative luminance of #rgb or #rrggbb (WCAG 2.2)."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    shares = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_ground(scheme):
+    """In light and in dark, text reaches the contrast of 4.5 to 1 that WCAG asks for, on every ground it stands on."""
+    style = Path(report.__file__).with_name("report.css").read_text(encoding="utf-8")
+    blocks = re.findall(r":root \{(.*?)\}", style, re.S)
+    colours = {}
+    for block in blocks[: 1 if scheme == "light" else 2]:
+        colours |= dict(re.findall(r"--([a-z-]+): (#[0-9a-f]+)", block))
+    grounds = {"ink": ("paper", "card", "held", "made-up", "warn"), "soft": ("paper", "card")}
+    grounds |= dict.fromkeys(("blue", "green", "red", "amber"), ("paper", "card"))
+    for text, behind in grounds.items():
+        for ground in behind:
+            darker, lighter = sorted([_luminance(colours[text]), _luminance(colours[ground])])
+            assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (text, ground)
