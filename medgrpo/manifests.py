@@ -45,9 +45,13 @@ class Manifest(BaseModel):
         return Path(self.uri)
 
 
-def describe(directory: Path) -> Manifest:
-    """Hash a directory as it stands, its manifest file left out."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST)
+def describe(directory: Path, ignore: str | None = None) -> Manifest:
+    """Hash a directory as it stands, its manifest file left out, and directories of the name `ignore`."""
+    files = sorted(
+        path
+        for path in directory.rglob("*")
+        if path.is_file() and path != directory / MANIFEST and ignore not in path.relative_to(directory).parts
+    )
     total = hashlib.sha256()
     for path in files:
         with path.open("rb") as stream:

@@ -34,8 +34,7 @@ def resolve_base(config: PolicyConfig) -> str:
     """
     if config.base == EMBEDDED_MODEL:
         return str(materialize_embedded())
-    looks_local = config.base.startswith((".", "/", "~")) or config.base.count("/") != 1 or Path(config.base).exists()
-    if not looks_local:
+    if not is_local(config.base):
         return config.base
     directory = Path(config.base).expanduser()
     if not directory.is_dir():
@@ -46,6 +45,15 @@ def resolve_base(config: PolicyConfig) -> str:
     if not (directory / "config.json").is_file():
         raise InputError(f"policy.base {directory} is not a model directory: it holds no config.json.")
     return str(directory)
+
+
+def is_local(base: str) -> bool:
+    """Whether the name of a base that is not the embedded one is a directory, and no Hugging Face id.
+
+    >>> is_local("./models/mine"), is_local("google/gemma-3-1b-it")
+    (True, False)
+    """
+    return base.startswith((".", "/", "~")) or base.count("/") != 1 or Path(base).exists()
 
 
 def base_identity(config: PolicyConfig) -> str:

@@ -1,14 +1,24 @@
-"""What every test shares: a home of its own for Prefect, so that the developer's stays untouched, and one server."""
+"""What tests share: a home of its own for Prefect, so that the developer's stays untouched, servers and stores."""
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from medgrpo import registry
+from medgrpo.config import RunConfig
+from medgrpo.manifests import describe, write_json
+from medgrpo.testing import tiny_record
+
 HOME = pytest.StashKey[Path]()
+CHECKS = [
+    {"name": "better than base", "outcome": "pass", "reason": "It is better.", "measured": 0.1, "threshold": 0.0},
+    {"name": "no leaks", "outcome": "pass", "reason": "None was found.", "measured": 0, "threshold": None},
+]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,3 +54,66 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with MLflow's tables; creating them takes longer than a test."""
+    runs = tmp_path_factory.mktemp("template")
+    registry.connect(RunConfig(runs_dir=runs))
+    return runs / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def new_candidate(empty_store: Path) -> Callable[[Path], registry.Candidate]:
+    """Makes a candidate for a registry of its own, both in the given directory."""
+
+    def make(directory: Path) -> registry.Candidate:
+        runs = directory / "runs"
+        runs.mkdir()
+        shutil.copy(empty_store, runs / "mlflow.db")
+        return _candidate(RunConfig(name="night", profile="demo", runs_dir=runs), directory)
+
+    return make
+
+
+@pytest.fixture
+def candidate(tmp_path: Path, new_candidate: Callable[[Path], registry.Candidate]) -> registry.Candidate:
+    """A candidate that passed the gate; registering it never loads its model."""
+    return new_candidate(tmp_path)
+
+
+def _candidate(config: RunConfig, directory: Path) -> registry.Candidate:
+    """Small stand-ins for every directory of a run."""
+    from medgrpo.rewards.audit import audit
+
+    train, model, data, evaluation = (directory / name for name in ("train", "model", "data", "evaluation"))
+    write_json(train / "training.json", {"seconds": 5400.0, "device": "cpu"})
+    write_json(train / "grpo" / "adapter" / "adapter_config.json", {"r": 16})
+    write_json(model / "config.json", {"model_type": "llama"})
+    (model / "weights.bin").write_bytes(bytes(range(256)))
+    counts = {split: {"yes": 3, "no": 2, "maybe": 1} for split in ("train", "dev", "test")}
+    digests = {split: split[0] * 64 for split in counts}
+    write_json(data / "data.json", {"digests": digests, "domain": "synthetic", "synthetic": True, "counts": counts})
+    result = {"value": 0.62, "low": 0.55, "high": 0.69, "n": 200}
+    write_json(evaluation / "metrics.json", {"models": {"base": {"accuracy": result}, "tuned": {"accuracy": result}}})
+    write_json(evaluation / "predictions.json", {"1": "yes"})
+    (evaluation / "report.html").write_text("<p>report</p>")
+    (evaluation / "plots").mkdir()
+    (evaluation / "plots" / "reward.png").write_bytes(b"png")
+    rows = [f'{{"phase": "grpo", "step": {step}, "time": {1000 + step}, "reward": {step / 10}}}\n' for step in (1, 2)]
+    (train / "metrics.jsonl").write_text("".join(rows))
+    write_json(directory / "audit" / "audit.json", asdict(audit([tiny_record(), tiny_record("2")], config.rewards)))
+    return registry.Candidate(
+        config=config,
+        train_dir=train,
+        model_dir=model,
+        data_dir=data,
+        evaluation_dir=evaluation,
+        audit_dir=directory / "audit",
+        model_digest=describe(model).sha256,
+        gate={"outcome": "pass", "summary": "All 2 checks hold.", "checks": CHECKS},
+        champion="none",
+        git_commit="c" * 40,
+        tags={"medgrpo.flow_run": "flow-1"},
+    )

@@ -9,18 +9,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from medgrpo import registry, serving
-from medgrpo.config import EvaluationConfig, GrpoConfig, RunConfig, TrackingConfig
+from medgrpo import registry
+from medgrpo.config import EMBEDDED_MODEL, EvaluationConfig, PolicyConfig, RunConfig, TrackingConfig
 from medgrpo.errors import InputError, ServiceUnreachable
-from medgrpo.evaluation import generate
 from medgrpo.manifests import describe, write_json
-from medgrpo.rewards.audit import audit
-from medgrpo.testing import tiny_record
+from medgrpo.registry.candidate import read_evidence
+from medgrpo.registry.card import hub_card
+from medgrpo.registry.evidence import version_tags
+from medgrpo.registry.facts import base_licence, gather, training_seconds
 
 # Emitted by third parties while MLflow is imported and its store is opened, whoever imports it.
 pytestmark = [
@@ -29,53 +30,15 @@ pytestmark = [
 ]
 
 RESULT = {"value": 0.62, "low": 0.55, "high": 0.69, "n": 200}
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file with MLflow's tables; creating them takes longer than a test."""
-    runs = tmp_path_factory.mktemp("template")
-    registry.connect(RunConfig(runs_dir=runs))
-    return runs / "mlflow.db"
+HOLDS = {"name": "no leaks", "outcome": "pass", "reason": "None was found."}
+FAILED = {"name": "better than base", "outcome": "fail", "reason": "It is no better."}
+LACKING = {**FAILED, "outcome": "not enough evidence", "reason": "50 cases show too little."}
 
 
 @pytest.fixture
-def config(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    runs = tmp_path / "runs"
-    runs.mkdir()
-    shutil.copy(empty_store, runs / "mlflow.db")
-    return RunConfig(name="night", profile="demo", runs_dir=runs)
-
-
-@pytest.fixture
-def candidate(config: RunConfig, tmp_path: Path) -> registry.Candidate:
-    """Small stand-ins for every directory; registering never loads the model."""
-    train, model, data, evaluation = (tmp_path / name for name in ("train", "model", "data", "evaluation"))
-    write_json(train / "x.json", {})
-    write_json(model / "config.json", {"model_type": "llama"})
-    counts = {split: {"yes": 3, "no": 2, "maybe": 1} for split in ("train", "dev", "test")}
-    digests = {split: split[0] * 64 for split in counts}
-    write_json(data / "data.json", {"digests": digests, "domain": "synthetic", "synthetic": True, "counts": counts})
-    write_json(evaluation / "metrics.json", {"models": {"base": {"accuracy": RESULT}, "tuned": {"accuracy": RESULT}}})
-    write_json(evaluation / "predictions.json", {"1": "yes"})
-    (evaluation / "report.html").write_text("<p>report</p>")
-    (evaluation / "plots").mkdir()
-    (evaluation / "plots" / "reward.png").write_bytes(b"png")
-    (train / "metrics.jsonl").write_text(_row(1) + _row(2))
-    records = [tiny_record(), tiny_record("2")]
-    write_json(tmp_path / "audit" / "audit.json", asdict(audit(records, config.rewards)))
-    return registry.Candidate(
-        config=config,
-        train_dir=train,
-        model_dir=model,
-        data_dir=data,
-        evaluation_dir=evaluation,
-        audit_dir=tmp_path / "audit",
-        model_digest="d" * 64,
-        git_commit="c" * 40,
-        tags={"medgrpo.flow_run": "flow-1"},
-    )
+def config(candidate: registry.Candidate) -> RunConfig:
+    """Settings that name an empty registry."""
+    return candidate.config
 
 
 def _row(step: int, **values: object) -> str:
@@ -264,7 +227,7 @@ def test_registering_leaves_a_complete_version(candidate: registry.Candidate) ->
     run_id = registry.open_run(config, candidate.train_dir, {})
     done = registry.register(candidate)
     assert done == registry.Registration(
-        "medgrpo-synthetic", 1, run_id, "models:/medgrpo-synthetic/1", "d" * 64, ("candidate",)
+        "medgrpo-synthetic", 1, run_id, "models:/medgrpo-synthetic/1", candidate.model_digest, ("candidate",)
     )
     client = registry.connect(config)
     version = client.get_model_version("medgrpo-synthetic", "1")
@@ -272,6 +235,14 @@ def test_registering_leaves_a_complete_version(candidate: registry.Candidate) ->
     assert version.tags["medgrpo.flow_run"] == "flow-1"
     assert version.tags["medgrpo.git_commit"] == "c" * 40
     assert version.tags["medgrpo.alarms"] == "none"
+    assert version.tags["medgrpo.gate"] == "pass"
+    assert version.tags["medgrpo.compared_with"] == "none"
+    assert version.tags["medgrpo.gate_reasons"] == "better than base: It is better.\nno leaks: None was found."
+    assert (version.tags["medgrpo.base"], version.tags["medgrpo.base_licence"]) == (EMBEDDED_MODEL, "apache-2.0")
+    assert version.tags["medgrpo.cpu_hours"] == "1.5000"
+    assert "medgrpo.gpu_hours" not in version.tags
+    assert "medgrpo.cost" not in version.tags
+    assert {len(version.tags[f"medgrpo.{name}_digest"]) for name in ("data", "config", "evaluation", "files")} == {64}
     for phrase in ("Not medical advice", "**synthetic**", "| tuned | accuracy | 0.620 | 0.550 to 0.690 | 200 |"):
         assert phrase in version.description
     run = client.get_run(run_id)
@@ -289,6 +260,7 @@ def test_registering_leaves_a_complete_version(candidate: registry.Candidate) ->
     }
     names = {item.path for item in client.list_artifacts(run_id)}
     assert names >= {"config.json", "report.html", "predictions.json", "metrics.json", "audit.json", "plots"}
+    assert names >= {"model_card.md", "gate.json", "adapter"}
     attacks = json.loads(run.data.tags["mlflow.loggedArtifacts"])
     assert attacks == [{"path": "audit.json", "type": "table"}]
 
@@ -322,6 +294,55 @@ def test_registering_again_returns_the_same_version(candidate: registry.Candidat
     assert len(client.search_model_versions(f"name = '{first.name}'")) == 1
     repeated = client.get_run(run_id)
     assert (repeated.info.status, repeated.data.tags[registry.VERSION_TAG]) == ("FINISHED", "1")
+
+
+@pytest.mark.parametrize(
+    ("gate", "outcome", "reasons"),
+    [
+        (None, "not evaluated", None),
+        ({"outcome": "fail", "checks": [FAILED, HOLDS]}, "fail", "better than base: It is no better."),
+        (
+            {"outcome": "not enough evidence", "checks": [LACKING, HOLDS]},
+            "not enough evidence",
+            "better than base: 50 cases show too little.",
+        ),
+    ],
+)
+def test_the_gates_judgement_is_tagged(
+    candidate: registry.Candidate, gate: dict[str, object] | None, outcome: str, reasons: str | None
+) -> None:
+    """Tags and card name the outcome and the checks that decided it."""
+    evidence = read_evidence(replace(candidate, gate=gate))
+    tags, card = version_tags(evidence), registry.model_card(evidence)
+    assert (tags["medgrpo.gate"], tags.get("medgrpo.gate_reasons")) == (outcome, reasons)
+    assert f"**{outcome}**" in card
+    assert (reasons or "no gate judged").rpartition(": ")[2] in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gate", [None, {"outcome": "fail", "checks": [FAILED]}])
+def test_only_what_passes_the_gate_becomes_the_candidate(
+    candidate: registry.Candidate, gate: dict[str, object] | None
+) -> None:
+    """Any other outcome is a version without the alias, which stays with the version that passed before."""
+    passed = registry.register(candidate)
+    other = registry.register(replace(candidate, gate=gate))
+    assert (other.version, other.aliases) == (2, ())
+    client = registry.connect(candidate.config)
+    assert int(client.get_model_version_by_alias(other.name, "candidate").version) == passed.version
+    assert registry.register(replace(candidate, gate=gate)) == other
+
+
+def test_a_configured_price_gives_a_cost(candidate: registry.Candidate) -> None:
+    """The hours of every process are counted and priced, on a GPU as GPU hours."""
+    write_json(candidate.train_dir / "training.json", {"seconds": 5400.0, "device": "cuda"})
+    tracking = TrackingConfig(price_per_hour=0.4)
+    config = candidate.config.model_copy(update={"tracking": tracking, "processes": 2})
+    evidence = read_evidence(replace(candidate, config=config))
+    tags = version_tags(evidence)
+    assert (tags["medgrpo.gpu_hours"], tags["medgrpo.cost"]) == ("3.0000", "1.2000")
+    assert "medgrpo.cpu_hours" not in tags
+    assert "3.00 GPU hours, 1.20 at 0.4 an hour" in registry.model_card(evidence)
 
 
 def test_a_new_evaluation_of_a_cached_training_is_a_new_version(candidate: registry.Candidate) -> None:
@@ -385,9 +406,129 @@ def test_real_data_keeps_the_plain_name(candidate: registry.Candidate) -> None:
     assert "medgrpo.git_commit" not in version.tags
 
 
-@pytest.mark.parametrize("alias", ["latest", "v2"])
+# --- what is known of a candidate
+
+
+@pytest.mark.parametrize(
+    ("front", "licence"),
+    [
+        ("license: mit", "mit"),
+        ("license: other\nlicense_name: llama3.2", "llama3.2"),
+        ("license: [mit, gpl]", "unknown"),
+        ("license: 'see\nthe file'", "unknown"),
+        ("tags: [x", "unknown"),
+        ("tags: x", "unknown"),
+    ],
+)
+def test_the_licence_is_read_from_the_base_models_card(tmp_path: Path, front: str, licence: str) -> None:
+    """A local base says it in its README's front matter; what cannot be read is unknown."""
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n# Model\n")
+    assert base_licence(PolicyConfig(base=str(tmp_path))) == licence
+
+
+@pytest.mark.parametrize(
+    ("base", "licence"),
+    [
+        ("google/gemma-3-1b-it", "gemma"),
+        ("HuggingFaceTB/SmolLM2-360M", "apache-2.0"),
+        ("no/such", "unknown"),
+        ("./nowhere", "unknown"),
+    ],
+)
+def test_known_bases_have_a_licence_without_their_card(base: str, licence: str) -> None:
+    """Where no card is at hand, a few families are known by name, and others are unknown."""
+    assert base_licence(PolicyConfig(base=base)) == licence
+
+
+def test_a_training_without_its_device_has_no_hours(candidate: registry.Candidate) -> None:
+    """Trainings that do not say what they ran on get neither hours nor a cost that would be guessed."""
+    write_json(candidate.train_dir / "training.json", {"seconds": 5400.0})
+    facts = gather(candidate.config, {"digests": {"train": "a"}}, candidate.train_dir)
+    assert (facts.device, facts.hours, facts.cost) == (None, None, None)
+
+
+def test_attempts_that_were_cut_short_count() -> None:
+    """Hours of a training that was killed and resumed cover all attempts, and not the night between them."""
+    first = [float(time) for time in range(0, 1000, 10)]
+    second = [float(time) for time in range(40_000, 40_500, 10)]
+    assert training_seconds(500, first + second) == pytest.approx(990 + 500, abs=10)
+    assert training_seconds(990, first) == 990
+    assert training_seconds(7, []) == 7
+
+
+def test_where_files_go_does_not_change_the_settings_digest(candidate: registry.Candidate) -> None:
+    """Two runs of the same settings have one digest, whatever their names; another seed has another."""
+    data = {"digests": {"train": "a"}}
+    digests = [
+        gather(candidate.config.model_copy(update=change), data, candidate.train_dir).config_digest
+        for change in ({}, {"name": "other", "runs_dir": Path("x")}, {"seed": 12})
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+# --- the model card
+
+
+def test_a_card_says_what_a_reader_must_know(candidate: registry.Candidate) -> None:
+    """Use, gate with its failed checks, comparisons, probes, duplicates, limits, training and data all stand there."""
+    drop = {"value": 0.2, "low": 0.1, "high": 0.3, "n": 50}
+    write_json(
+        candidate.evaluation_dir / "metrics.json",
+        {
+            "models": {"tuned": {"accuracy": RESULT, "confusion": {"yes": {"yes": 3}}, "recall": {"no": RESULT}}},
+            "comparisons": [{"first": "base", "second": "tuned", "p_value": 0.034, "accuracy_difference": drop}],
+            "probes": {"tuned": {"no_abstract": {"drop": drop}}},
+            "contamination": {"compared": {"train": 450, "cases": 50}, "pairs": [{}]},
+        },
+    )
+    gate = {"outcome": "fail", "summary": "1 of 2 checks fails.", "checks": [FAILED, HOLDS]}
+    card = registry.model_card(read_evidence(replace(candidate, gate=gate)))
+    for line in (
+        "**fail**: 1 of 2 checks fails.",
+        "- better than base (fail): It is no better.",
+        "| tuned | recall_no | 0.620 | 0.550 to 0.690 | 200 |",
+        "- tuned minus base, accuracy: 20.0% (10.0% to 30.0%); exact McNemar p = 0.034",
+        "- tuned, no abstract: accuracy falls by 20.0% (10.0% to 30.0%)",
+        "- near-duplicates between 450 training records and 50 cases: 1",
+        "- Training took 1.50 CPU hours",
+    ):
+        assert line in card.splitlines()
+    titles = [line for line in card.splitlines() if line.startswith("## ")]
+    assert titles == [f"## {name}" for name in ("Intended use", "Gate", "Evaluation", "Limits", "Training", "Data")]
+    assert "Not medical advice" in card
+    assert "confusion" not in card
+    assert "no leaks" not in card
+
+
+def test_a_short_card_fits_and_says_where_the_rest_is(candidate: registry.Candidate) -> None:
+    """However long reasons and results are, a description ends within the limit at a whole line; use stands first."""
+    checks = [{**FAILED, "name": f"check {number}", "reason": "It is worse. " * 30} for number in range(40)]
+    evidence = read_evidence(replace(candidate, gate={"outcome": "fail", "summary": "", "checks": checks}))
+    card = registry.model_card(evidence, 5000)
+    assert len(card) <= 5000
+    assert card.splitlines()[-1] == "… The rest is in model_card.md among the run's artifacts."
+    assert card.splitlines()[-2].endswith("It is worse. ")
+    assert "Not medical advice" in card.partition("## Gate")[0]
+
+
+def test_a_card_for_the_hub_has_front_matter_that_reads_back(candidate: registry.Candidate) -> None:
+    """Licence, base model, data set and tags are what the Hub reads, and the card follows."""
+    from huggingface_hub import ModelCard
+
+    write_json(
+        candidate.data_dir / "data.json",
+        {"digests": {"train": "a" * 64}, "domain": "pubmedqa", "synthetic": False, "counts": {"train": 450}},
+    )
+    card = ModelCard(hub_card(read_evidence(candidate)))
+    assert (card.data.license, card.data.base_model) == ("apache-2.0", "HuggingFaceTB/SmolLM2-135M-Instruct")
+    assert card.data.datasets == ["qiaojin/PubMedQA"]
+    assert {"medgrpo", "pubmedqa"} <= set(card.data.tags or [])
+    assert card.text.lstrip().startswith("# medgrpo\n\n## Intended use")
+
+
+@pytest.mark.parametrize("alias", ["latest", "v2", "champion", "previous-champion"])
 def test_a_reserved_alias_is_refused_before_anything_is_uploaded(candidate: registry.Candidate, alias: str) -> None:
-    """MLflow refuses some aliases, which would come after the upload."""
+    """MLflow refuses some aliases, which would come after the upload; others are a review's to give."""
     config = candidate.config.model_copy(update={"tracking": TrackingConfig(alias=alias)})
     with pytest.raises(InputError, match=r"tracking\.alias"):
         registry.register(replace(candidate, config=config))
@@ -401,92 +542,114 @@ def test_a_missing_result_is_named(candidate: registry.Candidate, name: str) -> 
         registry.register(candidate)
 
 
-# --- serving
+# --- looking up, downloading, verifying
 
 
 @pytest.mark.parametrize(
-    ("row", "found"),
-    [
-        ({"contexts": ["a"]}, "'question' is None"),
-        ({"question": " ", "contexts": ["a"]}, "'question' is ' '"),
-        ({"question": "q", "contexts": []}, r"'contexts' is \[\]"),
-        ({"question": "q", "contexts": "one string"}, "'contexts' is 'one string'"),
-        ({"question": "q", "contexts": ["a", None]}, "'contexts' is"),
-    ],
+    "text", ["medgrpo", "models:/medgrpo", "models:/medgrpo/latest", "models:/a@b@c", "models:/a/1/x", "runs:/1/model"]
 )
-def test_a_bad_row_is_named(row: dict[str, object], found: str) -> None:
-    """A row that is no question with an abstract is refused with its number."""
-    with pytest.raises(InputError, match=f"^row 2: {found}"):
-        serving.answer(None, None, [serving.INPUT_EXAMPLE[0], row], max_new_tokens=4)
-
-
-def test_answers_are_parsed_as_in_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Verdict and thought come from the shared parser, and an unreadable answer has no verdict."""
-    texts = ["<thought>Fell.</thought><answer>yes</answer>", "mumble"]
-    monkeypatch.setattr(
-        generate, "generate", lambda *arguments: [generate.Generation(text, 1) for text in texts[: len(arguments[2])]]
-    )
-    assert serving.answer(None, None, serving.INPUT_EXAMPLE * 2, max_new_tokens=4) == [
-        {"verdict": "yes", "thought": "Fell."},
-        {"verdict": None, "thought": ""},
-    ]
-
-
-SERVE = """
-import json, sys
-import mlflow
-sys.path[:] = [entry for entry in sys.path if entry != sys.argv[3]]
-mlflow.set_tracking_uri(sys.argv[1])
-mlflow.set_registry_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model(sys.argv[2])
-import medgrpo
-from mlflow.pyfunc.scoring_server import invocations
-rows = json.loads(sys.stdin.read())
-request = json.dumps({"inputs": rows})
-served = invocations(request, "application/json", model, model.metadata.get_input_schema())
-try:
-    model.predict([{"question": "q", "contexts": []}])
-except mlflow.MlflowException as error:
-    refusal = [error.error_code, error.message]
-else:
-    refusal = []
-result = {"code": medgrpo.__file__, "predicted": model.predict(rows), "served": json.loads(served.response)}
-print(json.dumps({**result, "refusal": refusal}))
-"""
+def test_what_names_no_version_is_refused(text: str) -> None:
+    """A URI without exactly one version or alias gets a sentence with both forms."""
+    with pytest.raises(InputError, match=r"models:/NAME/VERSION with a number, or models:/NAME@ALIAS"):
+        registry.parse_model_uri(text)
 
 
 @pytest.mark.slow
-def test_a_version_answers_where_medgrpo_is_not_installed(
-    candidate: registry.Candidate, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Loaded in another directory from its own copy of the code, a version answers what the library answers."""
-    from medgrpo.policies import load_model
+def test_the_champion_is_found_once_there_is_one(candidate: registry.Candidate) -> None:
+    """No model and no alias both mean no champion; later it is the version that the alias points to."""
+    assert registry.find_champion(candidate.config, synthetic=True) is None
+    done = registry.register(candidate)
+    assert registry.find_champion(candidate.config, synthetic=True) is None
+    client = registry.connect(candidate.config)
+    client.set_registered_model_alias(done.name, registry.CHAMPION, "1")
+    champion = registry.find_champion(candidate.config, synthetic=True)
+    assert champion == replace(done, aliases=tuple(sorted({*done.aliases, "champion"})))
+    assert registry.find_champion(candidate.config, synthetic=False) is None
 
-    model_dir = _tiny_policy(tmp_path / "policy")
-    config = candidate.config.model_copy(update={"grpo": GrpoConfig(max_completion_length=6)})
-    done = registry.register(replace(candidate, config=config, model_dir=model_dir))
-    rows = [*serving.INPUT_EXAMPLE, {"question": "Is it so?", "contexts": ["It fell (p=0.01)."]}]
-    project = str(Path(serving.__file__).parents[1])
-    command = [sys.executable, "-P", "-c", SERVE, f"sqlite:///{config.runs_dir}/mlflow.db", done.uri, project]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    process = subprocess.run(
-        command,
-        input=json.dumps(rows),
-        cwd=tmp_path_factory.mktemp("elsewhere"),
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    result = json.loads(process.stdout.splitlines()[-1])
-    assert result["code"].startswith(str(config.runs_dir / "mlartifacts"))
-    model, tokenizer = load_model(model_dir)
-    expected = serving.answer(model, tokenizer, rows, max_new_tokens=6)
-    assert result["predicted"] == expected
-    assert result["served"] == {"predictions": expected}
-    assert result["refusal"][0] == "INVALID_PARAMETER_VALUE"
-    assert "row 1: 'contexts'" in result["refusal"][1]
+
+@pytest.mark.slow
+def test_an_unknown_version_is_named_with_those_there_are(candidate: registry.Candidate) -> None:
+    """An unknown model, version or alias gets a sentence that lists what the registry holds."""
+    client = registry.connect(candidate.config)
+    with pytest.raises(InputError, match="holds no registered model 'medgrpo-synthetic'"):
+        registry.get_version(client, "medgrpo-synthetic", "1")
+    done = registry.register(candidate)
+    with pytest.raises(InputError, match=r"no version '2'\. Versions: 1;"):
+        registry.get_version(client, done.name, "2")
+    with pytest.raises(InputError, match=r"no alias 'champion'\. Versions: 1; aliases: "):
+        registry.get_version(client, done.name, "champion")
+    assert registry.get_version(client, done.name, "1").run_id == done.run_id
+
+
+@pytest.mark.slow
+def test_a_downloaded_model_is_the_registered_one(
+    candidate: registry.Candidate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The download is the model byte for byte, may be repeated into the same directory, and draws no bar."""
+    done = registry.register(candidate)
+    for _ in range(2):
+        model = registry.download(candidate.config, done.name, "1", tmp_path / "new" / "copy")
+        assert model == tmp_path / "new" / "copy"
+        assert describe(model).sha256 == done.digest == candidate.model_digest
+        assert [path.name for path in (tmp_path / "new").iterdir()] == ["copy"]
+    assert "Downloading" not in capsys.readouterr().err
+    assert registry.find_version(candidate.config, "models:/medgrpo-synthetic@candidate") == done
+    with pytest.raises(InputError, match=r"train holds something other than models:/medgrpo-synthetic/1\."):
+        registry.download(candidate.config, done.name, "1", candidate.train_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "what"), [("artifacts/model/weights.bin", "model"), ("code/medgrpo/prompts.py", "set of served files")]
+)
+def test_a_flipped_byte_is_refused(candidate: registry.Candidate, tmp_path: Path, file: str, what: str) -> None:
+    """One changed bit in the stored weights, or in the code that serves them, fails verification and download."""
+    done = registry.register(candidate)
+    client = registry.connect(candidate.config)
+    version = client.get_model_version(done.name, "1")
+    assert registry.verify_version(client, version) == done.digest
+    path = _stored_file(candidate.config, file)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    refusal = rf"^models:/medgrpo-synthetic/1 is not what was registered: its {what} has the digest"
+    with pytest.raises(InputError, match=refusal):
+        registry.verify_version(client, version)
+    with pytest.raises(InputError, match=refusal):
+        registry.download(candidate.config, done.name, "1", tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.slow
+def test_loading_a_version_does_not_make_it_another(candidate: registry.Candidate) -> None:
+    """Python's caches, which appear beside the code once a version is loaded in place, do not count."""
+    done = registry.register(candidate)
+    cache = _stored_file(candidate.config, "code/medgrpo/prompts.py").parent / "__pycache__"
+    cache.mkdir()
+    (cache / "prompts.cpython-311.pyc").write_bytes(b"x")
+    client = registry.connect(candidate.config)
+    assert registry.verify_version(client, client.get_model_version(done.name, "1")) == done.digest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["model", "everything", "tag"])
+def test_a_version_that_cannot_be_checked_is_refused(candidate: registry.Candidate, lost: str) -> None:
+    """A version without its model, its files or its digest is refused in a sentence that names it."""
+    done = registry.register(candidate)
+    client = registry.connect(candidate.config)
+    model = _stored_file(candidate.config, "artifacts/model")
+    if lost == "tag":
+        client.delete_model_version_tag(done.name, "1", registry.DIGEST_TAG)
+    else:
+        shutil.rmtree(model if lost == "model" else model.parents[1])
+    with pytest.raises(InputError, match=r"^models:/medgrpo-synthetic/1(:| has no tag| holds no model)"):
+        registry.verify_version(client, client.get_model_version(done.name, "1"))
+
+
+def _stored_file(config: RunConfig, path: str) -> Path:
+    """A file of the only stored model version."""
+    [model_file] = (config.runs_dir / "mlartifacts").rglob("MLmodel")
+    return model_file.parent / path
 
 
 # --- a real server
@@ -538,7 +701,7 @@ class _Server:
 def test_a_server_that_comes_back_gets_what_it_missed(
     candidate: registry.Candidate, server: _Server, tmp_path: Path
 ) -> None:
-    """Rows written while the server is down arrive once it is up, and a candidate can be registered through it."""
+    """Rows written while the server is down arrive once it is up; through it a candidate is registered and checked."""
     config = candidate.config.model_copy(update={"tracking": TrackingConfig(uri=server.uri)})
     metrics, state = candidate.train_dir / "metrics.jsonl", candidate.train_dir / "mlflow_sync.json"
     server.start()
@@ -556,36 +719,17 @@ def test_a_server_that_comes_back_gets_what_it_missed(
     done = registry.register(replace(candidate, config=config))
     assert (done.version, done.run_id) == (1, run_id)
     assert registry.register(replace(candidate, config=config)) == done
+    client = registry.connect(config)
     assert list((tmp_path / "served").rglob("MLmodel"))
-
-
-def _tiny_policy(directory: Path) -> Path:
-    """A random Llama of a few thousand weights with a word-level tokenizer and a chat template."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    words = ["<pad>", "<|im_end|>", "<unk>", "<answer>yes</answer>", "<answer>no</answer>", "fell", "rose", "the", "p"]
-    words += [chr(code) for code in range(33, 127)]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(dict.fromkeys(words))}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<|im_end|>", unk_token="<unk>"
-    )
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.role }} : {{ m.content }} <|im_end|> {% endfor %}"
-        "{% if add_generation_prompt %}assistant : {% endif %}"
-    )
-    torch.manual_seed(0)
-    settings = LlamaConfig(
-        vocab_size=len(core.get_vocab()),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-    )
-    LlamaForCausalLM(settings).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    assert registry.find_champion(config, synthetic=True) is None
+    client.set_registered_model_alias(done.name, registry.CHAMPION, "1")
+    champion = registry.find_champion(config, synthetic=True)
+    assert champion is not None
+    model = registry.download(config, done.name, registry.CHAMPION, tmp_path / "copy")
+    assert champion.digest == describe(model).sha256 == candidate.model_digest
+    version = registry.get_version(client, done.name, registry.CHAMPION)
+    assert registry.verify_version(client, version) == champion.digest
+    [weights] = (tmp_path / "served").rglob("weights.bin")
+    weights.write_bytes(weights.read_bytes()[::-1])
+    with pytest.raises(InputError, match="is not what was registered: its model has the digest"):
+        registry.verify_version(client, version)

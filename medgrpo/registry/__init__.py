@@ -5,10 +5,24 @@ for what an earlier attempt left. Everything goes through an `MlflowClient` with
 and global URI are neither read nor set. MLflow is imported inside functions, so that importing this package is quick.
 """
 
+from medgrpo.registry.candidate import Candidate
 from medgrpo.registry.card import model_card
 from medgrpo.registry.connection import connect
+from medgrpo.registry.lookup import (
+    CHAMPION,
+    DIGEST_TAG,
+    ModelUri,
+    Registration,
+    champion_uri,
+    download,
+    find_champion,
+    find_version,
+    get_version,
+    parse_model_uri,
+    registered_name,
+    verify_version,
+)
 from medgrpo.registry.runs import (
-    METRICS_FILE,
     RUN_FILE,
     SYNC_FILE,
     TRAINING_RUN_TAG,
@@ -18,22 +32,32 @@ from medgrpo.registry.runs import (
     open_run,
     sync_metrics,
 )
-from medgrpo.registry.versions import Candidate, Registration, holds, register
+from medgrpo.registry.versions import holds, register
 
 __all__ = [
-    "METRICS_FILE",
+    "CHAMPION",
+    "DIGEST_TAG",
     "RUN_FILE",
     "SYNC_FILE",
     "TRAINING_RUN_TAG",
     "VERSION_TAG",
     "Candidate",
+    "ModelUri",
     "Registration",
+    "champion_uri",
     "connect",
+    "download",
     "fail_run",
+    "find_champion",
+    "find_version",
+    "get_version",
     "holds",
     "log_metric_rows",
     "model_card",
     "open_run",
+    "parse_model_uri",
     "register",
+    "registered_name",
     "sync_metrics",
+    "verify_version",
 ]

@@ -1,52 +1,146 @@
-"""The model card of a version: what it is, what it was measured to do, and what it is not for."""
+"""The model card: what a model is for, what it was measured to do, what it learned from, and what it is not for."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from medgrpo.config import RunConfig
+from medgrpo.registry.candidate import NOT_EVALUATED, Evidence
+from medgrpo.registry.facts import UNKNOWN
+
+CARD_FILE = "model_card.md"
+"""The whole card among a run's artifacts."""
+# Results that a short card keeps, by the beginning of their names; the whole card has all but the confusion counts.
+MAIN_RESULTS = ("accuracy", "macro_f1", "strict_form", "recall", "grounding", "faithfulness")
+USE = (
+    "For research on models that answer from evidence: it reads one abstract, cites it in a thought and answers a "
+    "question with yes, no or maybe, so that a person can check the citations. **Not medical advice**: not for "
+    "diagnosis, treatment, triage, or any decision about a patient, and not validated for clinical use."
+)
+LIMITS = (
+    "It reads single English abstracts and is meant to know nothing beyond them. It may cite correctly and still "
+    "conclude wrongly, may be sure and wrong, and its verdict can be empty. Abstracts of other fields, kinds or years "
+    "than those it was measured on may be read worse. Its confidence is a share of agreeing answers, no probability "
+    "of being right."
+)
+SYNTHETIC_LIMIT = "Numbers on **synthetic** records say nothing about real abstracts."
 
 
-def model_card(config: RunConfig, data: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
-    """Markdown description of a version: what it is, what it learned from, how well it does, what it is not for."""
-    synthetic = data["synthetic"]
-    origin = "**synthetic** records, invented by a generator" if synthetic else "expert-labelled abstracts"
+def model_card(evidence: Evidence, limit: int | None = None) -> str:
+    """Markdown card of a candidate; one with a limit keeps the main results and has at most so many characters."""
+    sections = {
+        "Intended use": [USE],
+        "Gate": list(_gate(evidence.candidate.gate)),
+        "Evaluation": list(_evaluation(evidence, brief=limit is not None)),
+        "Limits": [LIMITS, *([SYNTHETIC_LIMIT] if evidence.data["synthetic"] else [])],
+        "Training": list(_training(evidence)),
+        "Data": list(_data(evidence)),
+    }
+    text = "\n".join(line for title, lines in sections.items() for line in (f"## {title}", "", *lines, ""))
+    return text if limit is None else _shortened(text, limit)
+
+
+def hub_card(evidence: Evidence) -> str:
+    """The whole card as a README for the Hugging Face Hub, with its front matter."""
+    from huggingface_hub import ModelCardData
+
+    config, facts = evidence.candidate.config, evidence.facts
+    front = ModelCardData(
+        license=facts.licence if facts.licence != UNKNOWN else None,
+        base_model=facts.hub_base,
+        datasets=[config.data.hub_id] if evidence.data["domain"] == "pubmedqa" else None,
+        language="en",
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["medgrpo", "grpo", "medical", "question-answering", evidence.data["domain"]],
+    )
+    return f"---\n{front.to_yaml()}\n---\n\n# {evidence.name}\n\n{model_card(evidence)}"
+
+
+def _gate(gate: Mapping[str, Any] | None) -> Iterator[str]:
+    if gate is None:
+        yield f"**{NOT_EVALUATED}**: no gate judged this model."
+        return
+    yield f"**{gate['outcome']}**: {gate.get('summary', '')}"
+    yield ""
+    yield from (
+        f"- {check['name']} ({check['outcome']}): {check['reason']}"
+        for check in gate["checks"]
+        if check["outcome"] != "pass"
+    )
+
+
+def _evaluation(evidence: Evidence, brief: bool) -> Iterator[str]:
+    metrics = evidence.metrics
+    if not metrics.get("models"):
+        yield "This model was not evaluated."
+        return
+    yield f"On the held-out {evidence.candidate.config.evaluation.split} split, greedy answers, with 95 % intervals:"
+    yield ""
+    yield from _results_table(metrics["models"], brief)
+    yield ""
+    yield from _comparisons(metrics)
+    yield from _probes(metrics)
+
+
+def _comparisons(metrics: Mapping[str, Any]) -> Iterator[str]:
+    for pair in metrics.get("comparisons", ()):
+        difference = _interval(pair["accuracy_difference"])
+        test = f"exact McNemar p = {pair['p_value']:.2g}"
+        yield f"- {pair['second']} minus {pair['first']}, accuracy: {difference}; {test}"
+    found = metrics.get("contamination")
+    if found:
+        compared = found["compared"]
+        yield (
+            f"- near-duplicates between {compared['train']} training records and {compared['cases']} cases: "
+            f"{len(found['pairs'])}"
+        )
+
+
+def _probes(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """What the model does without the evidence: it should need the abstract."""
+    for model, probes in metrics.get("probes", {}).items():
+        for probe, result in probes.items():
+            yield f"- {model}, {probe.replace('_', ' ')}: accuracy falls by {_interval(result['drop'])}"
+
+
+def _training(evidence: Evidence) -> Iterator[str]:
+    config, facts = evidence.candidate.config, evidence.facts
+    grpo, revision = config.grpo, f" @ {config.policy.revision}" if config.policy.revision else ""
     warmup = f"supervised warm-up ({config.warmup.epochs:g} epochs), then " if config.warmup.enabled else ""
-    grpo = config.grpo
+    advice = "; find it out before you share the model" if facts.licence == UNKNOWN else ", which binds this model too"
+    yield f"- Base model: {facts.base}{revision}; its licence: {facts.licence}{advice}"
+    yield (
+        f"- Training: {warmup}GRPO, {grpo.steps} steps of {grpo.prompts_per_step} prompts x {grpo.group_size} "
+        f"completions; LoRA rank {config.policy.lora_rank}, merged in float32"
+    )
+    yield f"- Profile: {config.profile}, seed {config.seed}, commit {evidence.candidate.git_commit or UNKNOWN}"
+    if facts.hours is not None:
+        cost = "" if facts.cost is None else f", {facts.cost:.2f} at {config.tracking.price_per_hour:g} an hour"
+        yield f"- Training took {facts.hours:.2f} {(facts.device or '').upper()} hours{cost}"
+
+
+def _data(evidence: Evidence) -> Iterator[str]:
+    data = evidence.data
+    origin = "**synthetic** records, invented by a generator" if data["synthetic"] else "expert-labelled abstracts"
     sizes = ", ".join(
         f"{split} {sum(count.values()) if isinstance(count, Mapping) else count}"
         for split, count in data["counts"].items()
     )
-    limits = "Numbers on synthetic records say nothing about real abstracts. " if synthetic else ""
-    return "\n".join(
-        [
-            "Reads one abstract, cites it in a thought and answers a question with yes, no or maybe.",
-            "",
-            f"- Base model: {config.policy.base}" + (f" @ {config.policy.revision}" if config.policy.revision else ""),
-            f"- Training: {warmup}GRPO, {grpo.steps} steps of {grpo.prompts_per_step} prompts x {grpo.group_size} "
-            f"completions; LoRA rank {config.policy.lora_rank}, merged in float32",
-            f"- Data: {data['domain']}, {origin} ({sizes})",
-            f"- Profile: {config.profile}, seed {config.seed}",
-            "",
-            f"**Not medical advice.** {limits}It reads single English abstracts, knows nothing beyond them, and may "
-            "cite correctly and still conclude wrongly; its verdict can be empty. Not validated for clinical use.",
-            "",
-            f"Results on the {config.evaluation.split} split, greedy, with 95 % intervals:",
-            "",
-            *_results_table(metrics["models"]),
-        ]
-    )
+    yield f"- {data['domain']}, {origin} ({sizes})"
+    yield f"- sha256 of the data: {evidence.facts.data_digest}"
 
 
-def _results_table(models: Mapping[str, Any]) -> list[str]:
+def _results_table(models: Mapping[str, Any], brief: bool) -> Iterator[str]:
     """One line per model and metric, so that models with different metrics fit the same table."""
-    lines = ["| model | metric | value | 95 % interval | n |", "|---|---|---|---|---|"]
+    yield "| model | metric | value | 95 % interval | n |"
+    yield "|---|---|---|---|---|"
     for model, results in models.items():
         for name, result in named_results(results):
+            if name.startswith("confusion") or (brief and not name.startswith(MAIN_RESULTS)):
+                continue
             low, high = result.get("low"), result.get("high")
             interval = "–" if low is None or high is None else f"{low:.3f} to {high:.3f}"
             value = "–" if result["value"] is None else f"{result['value']:.3f}"
-            lines.append(f"| {model} | {name} | {value} | {interval} | {result.get('n', '–')} |")
-    return lines
+            yield f"| {model} | {name} | {value} | {interval} | {result.get('n', '–')} |"
 
 
 def named_results(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -60,3 +154,17 @@ def named_results(results: Mapping[str, Any], prefix: str = "") -> Iterator[tupl
             yield from named_results(result, f"{prefix}{name}_")
         elif isinstance(result, int | float | Mapping):
             yield prefix + name, result if isinstance(result, Mapping) else {"value": result}
+
+
+def _interval(result: Mapping[str, Any]) -> str:
+    if result["value"] is None or result.get("low") is None:
+        return "unknown"
+    return f"{result['value']:.1%} ({result['low']:.1%} to {result['high']:.1%})"
+
+
+def _shortened(text: str, limit: int) -> str:
+    """The whole lines of a text that fit, and where the rest is."""
+    rest = f"… The rest is in {CARD_FILE} among the run's artifacts."
+    if len(text) <= limit:
+        return text
+    return text[: text.rfind("\n", 0, limit - len(rest)) + 1] + rest

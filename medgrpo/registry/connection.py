@@ -25,7 +25,8 @@ _ERRNO = re.compile(r"\[Errno -?\d+\] ([^'\"()\]]+)")
 def connect(config: RunConfig) -> "MlflowClient":
     """A client of the run's MLflow store that has answered once.
 
-    MLflow's usage telemetry is off unless MLFLOW_DISABLE_TELEMETRY says otherwise.
+    MLflow's usage telemetry and its bars are off unless MLFLOW_DISABLE_TELEMETRY and
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR say otherwise.
 
     Raises:
         ServiceUnreachable: no answer within about ten seconds.
@@ -33,6 +34,8 @@ def connect(config: RunConfig) -> "MlflowClient":
     """
     uri = resolve_mlflow_uri(config)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # MLflow draws a bar over the files that it fetches, between the lines of whoever asked.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     _check_store(uri)
     with plain_errors(uri), http_timeout(PROBE_SECONDS):
         from mlflow import MlflowClient

@@ -23,8 +23,6 @@ _log = logging.getLogger(__name__)
 
 # Limits of MLflow's batch API and fields.
 MAX_METRICS, MAX_PARAMS, MAX_VALUE, MAX_KEY = 1000, 100, 6000, 250
-METRICS_FILE = "metrics.jsonl"
-"""Training metrics inside a training directory, one JSON row per line."""
 RUN_FILE = "mlflow_run.json"
 """Which MLflow run a training directory belongs to."""
 SYNC_FILE = "mlflow_sync.json"
