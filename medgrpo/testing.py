@@ -1,11 +1,17 @@
-"""What tests of medgrpo, and of what is built on it, need: a tiny model, tiny records, a tiny run."""
+"""What tests of medgrpo, and of what is built on it, need: a tiny model, tiny records, a tiny run, a tiny version."""
 
+import contextlib
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from medgrpo.config import RunConfig, parse_config
+from medgrpo.config import RunConfig, parse_config, resolve_mlflow_uri
+from medgrpo.manifests import describe, write_text
 from medgrpo.prompts import SYSTEM, gold_completion
 from medgrpo.records import Record
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -71,12 +77,60 @@ def tiny_config(directory: Path, **changes: Any) -> RunConfig:
             "save_steps": 1,
             "max_completion_length": 24,
         },
-        "evaluation": {"cases": 6, "resamples": 50},
+        "evaluation": {"cases": 6, "resamples": 50, "near_duplicate": 0.8},
         "tracking": {"uri": f"sqlite:///{directory / 'mlflow.db'}"},
     }
     for section, settings in changes.items():
         values[section] = {**values[section], **settings} if isinstance(settings, dict) else settings
     return parse_config(values)
+
+
+def tiny_version(config: RunConfig, gate: str = "pass", weights: str = "1", **tags: str) -> int:
+    """Register a version whose model is one small file; where the gate passed it is under review. Returns its number.
+
+    It was measured against the champion of the moment, unless the tags say otherwise.
+
+    Args:
+        config: names the MLflow store and the model; the files lie in its `runs_dir`.
+        gate: outcome of the gate; empty for a version without one.
+        weights: content of the model's file.
+        tags: further tags, `medgrpo.` left out.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import Model
+
+    from medgrpo.registry import connect, registered_name
+    from medgrpo.registry.lookup import files_digest
+
+    client, name = connect(config), registered_name(config, synthetic=config.data.domain == "synthetic")
+    with contextlib.suppress(MlflowException):
+        client.create_registered_model(name)
+    known, place = client.get_experiment_by_name(name), config.runs_dir.absolute() / "mlartifacts"
+    served = resolve_mlflow_uri(config).startswith("http")
+    experiment = known.experiment_id if known else client.create_experiment(name, None if served else place.as_uri())
+    run_id = client.create_run(experiment).info.run_id
+    logged = client.create_logged_model(experiment, "policy", run_id)
+    with tempfile.TemporaryDirectory() as scratch:
+        files = Path(scratch)
+        write_text(files / "artifacts" / "model" / "config.json", "{}")
+        write_text(files / "artifacts" / "model" / "weights.txt", weights)
+        flavor = {"artifacts": {"model": {"path": "artifacts/model"}}}
+        Model(flavors={"python_function": flavor}).save(files / "MLmodel")
+        digests = {"compared_with": _champion_digest(client, name)}
+        digests |= {"digest": describe(files / "artifacts" / "model").sha256, "files_digest": files_digest(files)}
+        client.log_model_artifacts(logged.model_id, scratch)
+    client.finalize_logged_model(logged.model_id, "READY")
+    named = {f"medgrpo.{key}": value for key, value in {**digests, "gate": gate, **tags}.items() if value}
+    source = logged.artifact_location
+    version = client.create_model_version(name, source, run_id, named, model_id=logged.model_id)
+    if gate == "pass":
+        client.set_registered_model_alias(name, config.tracking.alias, version.version)
+    return int(version.version)
+
+
+def _champion_digest(client: "MlflowClient", name: str) -> str:
+    champion = client.get_registered_model(name).aliases.get("champion")
+    return str(client.get_model_version(name, champion).tags["medgrpo.digest"]) if champion else "none"
 
 
 def _tokenizer() -> Any:
