@@ -4,17 +4,25 @@ import logging
 import os
 import signal
 import sys
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
 
 import typer
-from prefect import Flow
 
 from medgrpo.config import RunConfig, load_config, profile_names
 from medgrpo.errors import MedgrpoError
 from medgrpo.runs import summary_markdown
 from tasks.running import PlainErrors
 
-SET_HELP = "Change a setting: --set grpo.steps=10. Values are TOML; repeat the option for more."
+Profile = Annotated[str, typer.Argument(help=f"One of {', '.join(profile_names())}; or a TOML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Change a setting: --set grpo.steps=10. Values are TOML; repeat the option for more.",
+        metavar="KEY=VALUE",
+    ),
+]
 
 
 def resolve(config: RunConfig | str) -> RunConfig:
@@ -22,18 +30,30 @@ def resolve(config: RunConfig | str) -> RunConfig:
     return load_config(config) if isinstance(config, str) else config
 
 
-def command(flow: Flow[..., dict[str, Any]]) -> None:
-    """Turn a flow of one run configuration into a command line and run it; errors made on purpose end in a sentence."""
+def run_summary(config: RunConfig, summary: dict[str, Any]) -> str:
+    """What a run found, and where it left it."""
+    directory = config.runs_dir / summary["name"]
+    return f"{summary_markdown(summary)}\nReport:  {directory / 'report.html'}\nSummary: {directory / 'summary.json'}"
 
-    def main(
-        profile: Annotated[str, typer.Argument(help=f"One of {', '.join(profile_names())}; or a TOML file.")] = "demo",
-        overrides: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, metavar="KEY=VALUE")] = None,
-    ) -> None:
-        signal.signal(signal.SIGINT, _stop)
-        sys.exit(_run(flow, profile, overrides or []))
 
-    main.__doc__ = flow.description
-    typer.run(main)
+def run(
+    profile: str,
+    overrides: list[str] | None,
+    flow: Callable[[RunConfig], dict[str, Any]],
+    describe: Callable[[RunConfig, dict[str, Any]], str] = run_summary,
+) -> NoReturn:
+    """Run a flow of a profile and show its summary; an error made on purpose ends in its sentence and exit code."""
+    signal.signal(signal.SIGINT, _stop)
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(PlainErrors())
+    try:
+        config = load_config(profile, overrides or [])
+        summary = flow(config)
+    except MedgrpoError as error:
+        typer.secho(f"error: {error}", err=True, fg="red")
+        sys.exit(error.exit_code)
+    typer.echo(f"\n{describe(config, summary)}")
+    sys.exit(0)
 
 
 def _stop(*_: object) -> None:
@@ -41,21 +61,5 @@ def _stop(*_: object) -> None:
 
     The training process ends with this one; whatever is finished, checkpoints included, is found by the next run.
     """
-    typer.secho("\nstopped. The same command goes on from the last checkpoint.", err=True, fg="yellow")
+    typer.secho("\nstopped. The same command goes on where it was.", err=True, fg="yellow")
     os._exit(130)
-
-
-def _run(flow: Flow[..., dict[str, Any]], profile: str, overrides: list[str]) -> int:
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(PlainErrors())
-    try:
-        config = load_config(profile, overrides)
-        summary = flow(config)
-    except MedgrpoError as error:
-        typer.secho(f"error: {error}", err=True, fg="red")
-        return error.exit_code
-    directory = config.runs_dir / summary["name"]
-    typer.echo(
-        f"\n{summary_markdown(summary)}\nReport:  {directory / 'report.html'}\nSummary: {directory / 'summary.json'}"
-    )
-    return 0

@@ -2,24 +2,28 @@
 
 from typing import Any
 
+import typer
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
-from flows.command import command, resolve
+from flows.command import Overrides, Profile, resolve, run
 from medgrpo import runs
 from medgrpo.config import RunConfig
 from medgrpo.manifests import write_json
 from medgrpo.stages import read_registration, registration_holds
 from tasks.running import run_stage
-from tasks.stages import audit, evaluate, prepare, register, train
+from tasks.stages import audit, evaluate, fetch_champion, prepare, register, train
 
 
 @flow(name="train-medgrpo")
 def train_medgrpo(config: RunConfig | str = "demo") -> dict[str, Any]:
-    """Prepare the data, attack the rewards, train, evaluate against the base, register; returns the run's summary.
+    """Prepare, attack the rewards, train, evaluate against base and champion, register; returns the run's summary.
 
     Every stage is cached and retried; the run leaves runs/<name>/ with its report and summary.json.
+
+    Args:
+        config: every setting of the run, or the name of a profile.
     """
     config, directory = runs.open_run_directory(resolve(config))
     data = run_stage(prepare, config)
@@ -28,17 +32,11 @@ def train_medgrpo(config: RunConfig | str = "demo") -> dict[str, Any]:
     runs.show_result(directory, "audit", audited.manifest)
     trained = run_stage(train, config, data.manifest)
     runs.show_result(directory, "train", trained.manifest)
-    evaluated = run_stage(evaluate, config, data.manifest, trained.manifest)
+    champion = fetch_champion(config, data.manifest)
+    evaluated = run_stage(evaluate, config, data.manifest, audited.manifest, trained.manifest, champion)
     runs.show_result(directory, "evaluation", evaluated.manifest)
-    registered = run_stage(
-        register,
-        config,
-        data.manifest,
-        audited.manifest,
-        trained.manifest,
-        evaluated.manifest,
-        still_valid=lambda manifest: registration_holds(config, manifest),
-    )
+    parts = [stage.manifest for stage in (data, audited, trained, evaluated)]
+    registered = run_stage(register, config, *parts, still_valid=lambda manifest: registration_holds(config, manifest))
     stages = [stage.as_row() for stage in (data, audited, trained, evaluated, registered)]
     registration = read_registration(registered.manifest)
     summary = runs.summarize(config, stages, evaluated.manifest, trained.manifest, registration, str(flow_run.id))
@@ -47,5 +45,13 @@ def train_medgrpo(config: RunConfig | str = "demo") -> dict[str, Any]:
     return summary
 
 
+def main(profile: Profile = "demo", overrides: Overrides = None) -> None:
+    """Prepare, attack the rewards, train, evaluate against base and champion, register.
+
+    Every stage is cached and retried: the same command goes on where an earlier run was stopped.
+    """
+    run(profile, overrides, train_medgrpo)
+
+
 if __name__ == "__main__":
-    command(train_medgrpo)
+    typer.run(main)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from medgrpo import review_command
 from medgrpo.errors import InputError, MedgrpoError
 
 LATEST_MODEL = Path("runs/latest/train/model")
@@ -18,6 +19,8 @@ LATEST_MODEL = Path("runs/latest/train/model")
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Fine-tuned medical readers: evaluate, answer, score."
 )
+
+app.add_typer(review_command.app, name="review")
 
 ProfileOption = Annotated[str, typer.Option(help="Profile whose data and evaluation settings are used.")]
 SetOption = Annotated[
@@ -27,34 +30,33 @@ SetOption = Annotated[
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Directory of a model, Hugging Face id, or the embedded model's name.")],
+    model: Annotated[
+        str, typer.Argument(help="Registry address (models:/NAME@ALIAS), directory, Hugging Face id, or embedded name.")
+    ],
     against: Annotated[
         str | None, typer.Option(help="A second model, answered and compared on the same cases.")
     ] = None,
     profile: ProfileOption = "demo",
     overrides: SetOption = None,
-    out: Annotated[Path, typer.Option(help="Where data, predictions and metrics are written.")] = Path("evaluation"),
+    out: Annotated[Path, typer.Option(help="Where data, predictions, metrics and report go.")] = Path("evaluation"),
 ) -> None:
-    """Let a model answer held-out cases; write predictions.json and metrics.json."""
+    """Let a model answer held-out cases, judge it, and write predictions, metrics and a report."""
     from medgrpo.config import load_config
-    from medgrpo.evaluation.compare import Contestant
-    from medgrpo.evaluation.compare import evaluate as run
-    from medgrpo.policies import resolve_base
+    from medgrpo.evaluation.compare import evaluate_models
     from medgrpo.preparation import prepare
+    from medgrpo.stages import contestants, locate, with_base
 
     config = load_config(profile, overrides or [])
-    config = config.model_copy(update={"policy": config.policy.model_copy(update={"base": model})})
-    names = [("against", against), ("model", model)] if against else [("model", model)]
-    models = [
-        Contestant(name, resolve_base(config.policy.model_copy(update={"base": source}))) for name, source in names
-    ]
-    prepare(config, out / "data")
-    metrics = run(config, out / "data", models, out, out / "answers", _show_answers)
-    for name, source in names:
+    names = {"against": against, "evaluated": model} if against else {"evaluated": model}
+    located = {name: locate(config, source) for name, source in names.items()}
+    prepare(with_base(config, located["evaluated"]), out / "data")
+    models = contestants(config, located)
+    metrics = evaluate_models(config, out / "data", models, out, out / "answers", _show_answers)
+    for name, source in names.items():
         _show_metrics(f"{name}: {source}", metrics["models"][name])
     for pair in metrics["comparisons"]:
-        typer.echo(f"only against right: {pair['only_first']}, only model right: {pair['only_second']}, "
-                   f"exact McNemar p = {pair['p_value']:.3g}")  # fmt: skip
+        _show_comparison(pair, model, str(against))
+    typer.echo(f"\nGate: {json.loads((out / 'gate.json').read_text())['summary']}\nReport: {out / 'report.html'}")
 
 
 @app.command()
@@ -63,9 +65,11 @@ def answer(
     context: Annotated[list[str], typer.Option(help="The abstract, or a section of it; repeat the option for more.")],
     model: Annotated[Path, typer.Option(help="Directory of a trained model.")] = LATEST_MODEL,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Cap on the answer's length in tokens.")] = 256,
+    samples: Annotated[int, typer.Option(help="Sampled answers behind the confidence; 0 gives none.")] = 5,
 ) -> None:
     """Ask a trained model one question about an abstract."""
     from medgrpo.policies import load_model
+    from medgrpo.serving import AnswerSettings
     from medgrpo.serving import answer as answer_rows
 
     if not (model / "config.json").is_file():
@@ -73,22 +77,43 @@ def answer(
             f"{model} is not a model directory (no config.json). Train one with `make demo`, or give one with --model."
         )
     weights, tokenizer = load_model(model)
-    reply = answer_rows(weights, tokenizer, [{"question": question, "contexts": context}], max_new_tokens)[0]
+    settings = AnswerSettings(max_new_tokens, samples=samples)
+    reply = answer_rows(weights, tokenizer, [{"question": question, "contexts": context}], settings)[0]
     typer.echo(f"thought: {reply['thought'] or '(none)'}\nanswer:  {reply['verdict'] or '(unreadable)'}")
+    if reply["confidence"] is not None:
+        typer.echo(f"         {reply['confidence']:.0%} of {samples} sampled answers agree")
+    for cited in reply["evidence"]:
+        if not cited["supported"]:
+            typer.echo(f"         not in the abstract: {cited['quote']}")
     typer.echo("Not medical advice.", err=True)
 
 
 @app.command()
 def score(
-    predictions: Annotated[Path, typer.Argument(help="JSON file {PMID: verdict} of the 500 test records.")],
-    ground_truth: Annotated[Path, typer.Option(help="PubMedQA's test_ground_truth.json.")],
+    predictions: Annotated[
+        Path, typer.Argument(help="{PMID: verdict} as JSON, or rows with an id and a verdict as .jsonl or .csv.")
+    ],
+    ground_truth: Annotated[Path, typer.Option(help="PubMedQA's test_ground_truth.json, or such a file of your own.")],
+    against: Annotated[Path | None, typer.Option(help="Other predictions of the same records to compare with.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Accuracy and macro-F1 of a predictions file, as PubMedQA's official scorer gives them."""
+    """Score predictions as PubMedQA's official scorer does, with intervals; compare two on the same records."""
+    from medgrpo.config import EvaluationConfig
     from medgrpo.domains.pubmedqa import read_json_object
-    from medgrpo.evaluation.scoring import official_score
+    from medgrpo.evaluation.predictions import read_predictions, score_predictions
 
-    scores = official_score(read_json_object(predictions), read_json_object(ground_truth))
-    typer.echo(f"Accuracy {scores['accuracy']:.6f}\nMacro-F1 {scores['macro_f1']:.6f}")
+    files = {"against": against, "predictions": predictions} if against else {"predictions": predictions}
+    read = {name: read_predictions(path) for name, path in files.items()}
+    found = score_predictions(read, read_json_object(ground_truth), EvaluationConfig())
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    official = found["models"]["predictions"]["official"]
+    typer.echo(f"Accuracy {official['accuracy']:.6f}\nMacro-F1 {official['macro_f1']:.6f}")
+    for name, path in files.items():
+        _show_verdicts(str(path), found["models"][name])
+    if found["comparison"]:
+        _show_comparison(found["comparison"], str(predictions), str(against))
 
 
 @app.command()
@@ -113,6 +138,32 @@ def audit(
             typer.echo(f"\n{kind.kind}, for example:\n{kind.example}")
     if not report.holds:
         raise InputError(report.holes())
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION, or the directory of a run.")],
+    to: Annotated[Path, typer.Option(help="Where the files go: a new or empty directory.")],
+    push: Annotated[
+        str | None, typer.Option(metavar="HUB_ID", help="Also upload them to the Hugging Face Hub.")
+    ] = None,
+    profile: ProfileOption = "demo",
+    overrides: SetOption = None,
+) -> None:
+    """Write a trained model as plain transformers files, compared with its adapter, with its model card."""
+    from medgrpo import export as exporting
+    from medgrpo.config import load_config
+
+    if push:
+        exporting.check_push(push)
+    exported = exporting.export(model, to, load_config(profile, overrides or []))
+    typer.echo(f"{to}: {exported.source}\nsha256 of the model's files: {exported.digest}")
+    if exported.difference is None:
+        typer.echo(f"not compared with its adapter: {exported.unchecked}")
+    else:
+        typer.echo(f"largest difference of a logit from base and adapter: {exported.difference:.1e}")
+    if push:
+        typer.echo(f"pushed: {exporting.push(to, push)}")
 
 
 @app.command()
@@ -152,7 +203,26 @@ def _show_audited(done: int, total: int) -> None:
 def _show_metrics(title: str, metrics: dict[str, Any]) -> None:
     typer.echo(f"\n{title}")
     for label, key in (("accuracy", "accuracy"), ("macro-F1", "macro_f1"), ("strict form", "strict_form")):
-        value = metrics[key]
-        typer.echo(
-            f"  {label:<12} {value['value']:.1%}  95 % {value['low']:.1%} to {value['high']:.1%}  n={value['n']}"
-        )
+        typer.echo(_interval(label, metrics[key]))
+
+
+def _show_verdicts(title: str, metrics: dict[str, Any]) -> None:
+    typer.echo(f"\n{title}\n{_interval('accuracy', metrics['accuracy'])}\n{_interval('macro-F1', metrics['macro_f1'])}")
+    for verdict, recall in metrics["recall"].items():
+        typer.echo(_interval(f"recall {verdict}", recall))
+
+
+def _interval(label: str, value: dict[str, Any]) -> str:
+    return f"  {label:<12} {value['value']:.1%}  95 % {value['low']:.1%} to {value['high']:.1%}  n={value['n']}"
+
+
+def _show_comparison(pair: dict[str, Any], name: str, other: str) -> None:
+    """The difference of two sets of predictions, in points, and whether it can be told from chance."""
+    typer.echo(f"\n{name} less {other}")
+    for label, key in (("accuracy", "accuracy_difference"), ("macro-F1", "macro_f1_difference")):
+        low, value, high = (100 * pair[key][part] for part in ("low", "value", "high"))
+        typer.echo(f"  {label:<12} {value:+.1f} points  95 % {low:+.1f} to {high:+.1f}")
+    typer.echo(
+        f"  right in {pair['only_second']} that the other has wrong, wrong in {pair['only_first']} that it has right; "
+        f"exact McNemar p = {pair['p_value']:.3g}"
+    )

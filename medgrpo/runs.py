@@ -12,14 +12,21 @@ from medgrpo.errors import InputError
 from medgrpo.manifests import Manifest, friendly_disk_errors, write_json
 from medgrpo.provenance import environment, git_commit
 
+MAIN_METRICS = {"accuracy": "accuracy", "macro-F1": "macro_f1", "strict form": "strict_form", "grounding": "grounding"}
+"""What short tables show of an evaluation, and under which name metrics.json has it."""
 
-def open_run_directory(config: RunConfig) -> tuple[RunConfig, Path]:
+
+def open_run_directory(config: RunConfig, prefix: str = "") -> tuple[RunConfig, Path]:
     """Name the run, make `runs/<name>/` with its resolved config.json.
+
+    Args:
+        config: the run's settings.
+        prefix: begins the name of a run that has none of its own.
 
     Raises:
         InputError: the name is not a plain directory name, or the disk is full or not writable.
     """
-    name = config.name or f"{config.profile}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    name = config.name or f"{prefix}{config.profile}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     if Path(name).name != name or name.startswith(".") or name == "latest":
         raise InputError(
             f"name {name!r}: expected a plain directory name, other than 'latest' and not starting with '.'."
@@ -60,53 +67,70 @@ def summarize(
     registration: Mapping[str, Any],
     flow_run: str,
 ) -> dict[str, Any]:
-    """The content of summary.json."""
-    metrics = json.loads((evaluated.path / "metrics.json").read_text())
+    """The content of summary.json after a training."""
     training = json.loads((trained.path / "training.json").read_text())
-    models = metrics["models"]
+    return {
+        **summarize_evaluation(config, stages, evaluated, flow_run),
+        "mlflow_run_id": registration["run_id"],
+        "model": {key: registration[key] for key in ("name", "version", "aliases", "digest")},
+        "flags": training["flags"],
+    }
+
+
+def summarize_evaluation(
+    config: RunConfig, stages: Sequence[Mapping[str, Any]], evaluated: Manifest, flow_run: str
+) -> dict[str, Any]:
+    """The content of summary.json after an evaluation; each model's metrics stand under its name."""
+    metrics = json.loads((evaluated.path / "metrics.json").read_text())
+    gate = json.loads((evaluated.path / "gate.json").read_text())
     return {
         "name": config.name,
         "profile": config.profile,
         "domain": metrics["domain"],
         "synthetic": metrics["synthetic"],
         "flow_run": flow_run,
-        "mlflow_run_id": registration["run_id"],
-        "model": {key: registration[key] for key in ("name", "version", "aliases", "digest")},
-        **models,
+        "models": list(metrics["models"]),
+        **metrics["models"],
         "comparison": metrics["comparisons"],
         "references": metrics["references"],
-        "gate": {"outcome": "not evaluated", "reasons": ["a person decides: this version has no gate"]},
-        "flags": training["flags"],
+        "gate": {"outcome": gate["outcome"], "reasons": gate_reasons(gate)},
         "stages": list(stages),
         "git_commit": git_commit(),
         "environment": environment(),
     }
 
 
+def gate_reasons(gate: Mapping[str, Any]) -> list[str]:
+    """Why the gate is not passed; where it is, why each check is. `gate` is the content of gate.json."""
+    passed = gate["outcome"] == "pass"
+    return [f"{check['name']}: {check['reason']}" for check in gate["checks"] if passed or check["outcome"] != "pass"]
+
+
 def summary_markdown(summary: Mapping[str, Any]) -> str:
-    """A table of the models and a sentence per comparison, for people."""
-    models = [name for name in ("base", "warmup", "tuned") if name in summary]
-    rows = [
-        ("accuracy", "accuracy"),
-        ("macro-F1", "macro_f1"),
-        ("strict form", "strict_form"),
-        ("grounding", "grounding"),
-    ]
+    """A table of the models, the gate's outcome and a sentence per comparison, for people."""
+    models = summary["models"]
     lines = [f"| | {' | '.join(models)} |", f"|---|{'---|' * len(models)}"]
-    lines += [f"| {label} | {' | '.join(_percent(summary[m][key]) for m in models)} |" for label, key in rows]
+    for label, key in MAIN_METRICS.items():
+        lines.append(f"| {label} | {' | '.join(_percent(summary[model][key]) for model in models)} |")
     kind = "synthetic" if summary["synthetic"] else summary["domain"]
-    count = summary["tuned"]["accuracy"]["n"]
+    count = summary[models[-1]]["accuracy"]["n"]
     notes = [f"{count} held-out {kind} cases; 95 % intervals in brackets. Not medical advice."]
-    notes += [
+    notes += [pair_sentence(pair) for pair in summary["comparison"]]
+    reasons = "\n".join(f"- {reason}" for reason in summary["gate"]["reasons"])
+    notes.append(f"**Gate: {summary['gate']['outcome']}.**\n\n{reasons}")
+    if model := summary.get("model"):
+        alias = ", ".join(model["aliases"]) or "no alias"
+        notes.append(f"Registered as {model['name']} version {model['version']} ({alias}).")
+    notes += [f"**Flag:** {flag}" for flag in summary.get("flags", [])]
+    return "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n"
+
+
+def pair_sentence(pair: Mapping[str, Any]) -> str:
+    """What two models got right apart from each other, and how surprising that is."""
+    return (
         f"{pair['first']} against {pair['second']}: {pair['only_first']} cases only the first has right, "
         f"{pair['only_second']} only the second; exact McNemar p = {pair['p_value']:.2g}."
-        for pair in summary["comparison"]
-    ]
-    model = summary["model"]
-    notes.append(
-        f"Registered as {model['name']} version {model['version']} ({', '.join(model['aliases']) or 'no alias'})."
     )
-    return "\n".join(lines) + "\n\n" + "\n\n".join([*notes, *(f"**Flag:** {flag}" for flag in summary["flags"])]) + "\n"
 
 
 def _percent(interval: Mapping[str, Any]) -> str:

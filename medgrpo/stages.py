@@ -10,17 +10,42 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
 
 from medgrpo.config import RunConfig, resolve_mlflow_uri
 from medgrpo.errors import InputError, ServiceUnreachable
 from medgrpo.manifests import MANIFEST, Manifest, build, describe, read_manifest, verify, write_json
-from medgrpo.policies import base_identity
+from medgrpo.policies import base_identity, resolve_base
+from medgrpo.preparation import SUMMARY
 from medgrpo.provenance import PACKAGE, code_version, fingerprint
 
-ARTIFACTS = ".artifacts"
+if TYPE_CHECKING:
+    from medgrpo.evaluation.asking import Contestant
+
+ARTIFACTS, MODEL = ".artifacts", "model"
+VERSION_FILE, CHAMPION_FILE = "version.json", "champion.json"
 
 logger = logging.getLogger(__name__)
+
+
+class Champion(BaseModel):
+    """The model in service, which a candidate would replace."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: Manifest | None = None
+    """Its files, as `fetch` leaves them; None where there is none, or none that is known."""
+    unknown: str = ""
+    """Why it is not known whether there is one; empty where it is."""
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of its model; "none" where there is no champion, None where that is not known."""
+        if self.model:
+            return str(json.loads((self.model.path / VERSION_FILE).read_text())["digest"])
+        return None if self.unknown else "none"
 
 
 def prepare(config: RunConfig) -> Manifest:
@@ -119,30 +144,138 @@ def train_key(config: RunConfig, data: Manifest) -> str:
 
 
 def evaluate(
-    config: RunConfig, data: Manifest, trained: Manifest, on_progress: Callable[[str, int, int], None]
+    config: RunConfig,
+    data: Manifest,
+    audited: Manifest,
+    trained: Manifest,
+    champion: Champion,
+    on_progress: Callable[[str, int, int], None],
 ) -> Manifest:
-    """Predictions, metrics and report (see `medgrpo.evaluation.compare`)."""
-    from medgrpo.evaluation.compare import evaluate_training
+    """Predictions, metrics, the gate's judgement and report of a training (see `medgrpo.evaluation.compare`).
 
-    answers = config.runs_dir / ARTIFACTS / f"answers-{code_version('medgrpo.evaluation.generate', 'medgrpo.policies')}"
+    Args:
+        config: the run's settings.
+        data: the prepared data.
+        audited: what attacks on the rewards earned.
+        trained: the trained policy.
+        champion: the model in service, as far as it is known.
+        on_progress: called with (model name, answers so far, cases).
+    """
+    from medgrpo.evaluation.asking import Contestant
+    from medgrpo.evaluation.compare import Training, evaluate_training
+    from medgrpo.rewards.audit import AuditReport
 
     def fill(directory: Path) -> None:
-        evaluate_training(config, data.path, trained.path, directory, answers, on_progress)
+        report = AuditReport.read(audited.path / "audit.json")
+        rival = Contestant("champion", str(champion.model.path / MODEL)) if champion.model else None
+        answers, training = _answers_directory(config), Training(trained.path, report, rival, champion.unknown)
+        evaluate_training(config, data.path, training, directory, answers, on_progress)
+        write_json(directory / CHAMPION_FILE, {"digest": champion.digest})
 
-    return build(_target(config, evaluate_key(config, data, trained)), fill)
+    return build(_target(config, evaluate_key(config, data, audited, trained, champion)), fill)
 
 
-def evaluate_key(config: RunConfig, data: Manifest, trained: Manifest) -> str:
-    """Key of an evaluation: the weights as they are on disk, the cases, the settings."""
+def evaluate_key(config: RunConfig, data: Manifest, audited: Manifest, trained: Manifest, champion: Champion) -> str:
+    """Key of an evaluation: the weights as they are on disk, what they are compared with, the cases, the settings."""
     inputs = {
-        "data": data.path.name,
+        "audit": audited.sha256,
         "weights": trained.sha256,
-        "evaluation": config.evaluation.model_dump(),
-        "rewards": config.rewards.model_dump(),
-        "code": code_version("medgrpo.evaluation.compare"),
-        "template": _content(PACKAGE / "evaluation" / "report.html.j2"),
+        CHAMPION_FILE: [champion.model.sha256 if champion.model else None, champion.unknown],
+        **_evaluation_inputs(config, data),
     }
     return f"evaluation-{fingerprint(inputs)}"
+
+
+def compare(
+    config: RunConfig, data: Manifest, models: Mapping[str, str], on_progress: Callable[[str, int, int], None]
+) -> Manifest:
+    """The same of any models, name -> directory or Hugging Face id as `locate` gives it; the last is in question."""
+    from medgrpo.evaluation.compare import evaluate_models
+
+    asked = contestants(config, models)
+    identities = [(one.name, one.identity()) for one in asked]
+
+    def fill(directory: Path) -> None:
+        evaluate_models(config, data.path, asked, directory, _answers_directory(config), on_progress)
+
+    key = f"evaluation-{fingerprint({'models': identities, **_evaluation_inputs(config, data)})}"
+    return build(_target(config, key), fill)
+
+
+def contestants(config: RunConfig, models: Mapping[str, str]) -> "list[Contestant]":
+    """Models by name, as `locate` gives them, ready to be asked; the policy's base in the revision that is set."""
+    from medgrpo.evaluation.asking import Contestant
+
+    policies = {name: with_base(config, source).policy for name, source in models.items()}
+    return [Contestant(name, policy.base, revision=policy.revision) for name, policy in policies.items()]
+
+
+def _evaluation_inputs(config: RunConfig, data: Manifest) -> dict[str, Any]:
+    return {
+        "data": data.path.name,
+        "evaluation": config.evaluation.model_dump(),
+        "gate": config.gate.model_dump(),
+        "rewards": config.rewards.model_dump(),
+        "code": code_version("medgrpo.evaluation.compare"),
+        "page": [_content(PACKAGE / "evaluation" / f"report.{kind}") for kind in ("html.j2", "css", "js")],
+    }
+
+
+def _answers_directory(config: RunConfig) -> Path:
+    """Where answers are kept between evaluations, while what gives them is the same code."""
+    return config.runs_dir / ARTIFACTS / f"answers-{code_version('medgrpo.evaluation.generate', 'medgrpo.policies')}"
+
+
+def fetch_champion(config: RunConfig, data: Manifest) -> Champion:
+    """The registry's champion; while MLflow does not answer, an evaluation has to do without.
+
+    Raises:
+        InputError: the champion's files are not what was registered.
+    """
+    from medgrpo.registry import find_champion
+
+    synthetic = json.loads((data.path / SUMMARY).read_text())["synthetic"]
+    try:
+        found = find_champion(config, synthetic)
+        return Champion(model=fetch(config, found.uri) if found else None)
+    except ServiceUnreachable as error:
+        logger.warning("%s The model is evaluated without a champion beside it.", error)
+        return Champion(unknown=str(error))
+
+
+def fetch(config: RunConfig, uri: str) -> Manifest:
+    """A registered model's files, verified against their digest; the artifact holds version.json and model/.
+
+    Args:
+        config: where the registry is, and where artifacts go.
+        uri: `models:/NAME/VERSION` or `models:/NAME@ALIAS`.
+
+    Raises:
+        ServiceUnreachable: MLflow does not answer.
+        InputError: no such model or version, or files that are not what was registered.
+    """
+    from medgrpo.registry import download, find_version
+
+    version = find_version(config, uri)
+
+    def fill(directory: Path) -> None:
+        write_json(directory / VERSION_FILE, {key: getattr(version, key) for key in ("name", "version", "digest")})
+        download(config, version.name, str(version.version), directory / MODEL)
+
+    return build(_target(config, f"model-{fingerprint([version.name, version.version, version.digest])}"), fill)
+
+
+def with_base(config: RunConfig, base: str) -> RunConfig:
+    """The same settings for another base model, whose revision is not that of the one it stands in for."""
+    changed = {} if base == config.policy.base else {"base": base, "revision": None}
+    return config.model_copy(update={"policy": config.policy.model_copy(update=changed)})
+
+
+def locate(config: RunConfig, source: str) -> str:
+    """Directory or Hugging Face id of a model: a `models:/` address is downloaded, an embedded model unpacked."""
+    if source.startswith("models:/"):
+        return str(fetch(config, source).path / MODEL)
+    return resolve_base(with_base(config, source).policy)
 
 
 def register(
@@ -165,6 +298,8 @@ def register(
         data_dir=data.path,
         evaluation_dir=evaluated.path,
         audit_dir=audited.path,
+        gate=json.loads((evaluated.path / "gate.json").read_text()),
+        champion=json.loads((evaluated.path / CHAMPION_FILE).read_text())["digest"],
         model_digest=describe(trained.path / "model").sha256,
         git_commit=git_commit(),
         tags=tags,

@@ -1,4 +1,7 @@
-"""The five stages of train-medgrpo as retryable, cached tasks. Their result is a small manifest, never a model."""
+"""The stages of train-medgrpo and evaluate-medgrpo as retryable, cached tasks.
+
+Their result is a small manifest, never a model.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -21,13 +24,12 @@ from tasks.running import RETRIES, RETRY_SECONDS, cache_key, worth_retrying
 # How long a tracking server that did not answer is left alone, so that an outage does not slow training.
 OUTAGE_SECONDS = 120
 
-_SURVIVES: dict[str, Any] = {
+_RETRIED: dict[str, Any] = {
     "retries": RETRIES,
     "retry_delay_seconds": RETRY_SECONDS,
     "retry_condition_fn": worth_retrying,
-    "persist_result": True,
-    "result_serializer": "json",
 }
+_SURVIVES: dict[str, Any] = {**_RETRIED, "persist_result": True, "result_serializer": "json"}
 
 
 def _prepare_key(_: TaskRunContext, given: dict[str, Any]) -> str:
@@ -43,7 +45,8 @@ def _train_key(_: TaskRunContext, given: dict[str, Any]) -> str:
 
 
 def _evaluate_key(_: TaskRunContext, given: dict[str, Any]) -> str:
-    return cache_key(given["config"], stages.evaluate_key(given["config"], given["data"], given["trained"]))
+    inputs = [given[name] for name in ("config", "data", "audited", "trained", "champion")]
+    return cache_key(given["config"], stages.evaluate_key(*inputs))
 
 
 def _register_key(_: TaskRunContext, given: dict[str, Any]) -> str:
@@ -81,11 +84,32 @@ def train(config: RunConfig, data: Manifest) -> Manifest:
             raise
 
 
+@task(name="fetch champion", **_RETRIED)
+def fetch_champion(config: RunConfig, data: Manifest) -> stages.Champion:
+    """Fetch the model in service; which one that is, is asked anew each time."""
+    return stages.fetch_champion(config, data)
+
+
 @task(name="evaluate", cache_key_fn=_evaluate_key, **_SURVIVES)
-def evaluate(config: RunConfig, data: Manifest, trained: Manifest) -> Manifest:
-    """Let base, warm-up and tuned model answer the same cases, and compare them."""
+def evaluate(
+    config: RunConfig, data: Manifest, audited: Manifest, trained: Manifest, champion: stages.Champion
+) -> Manifest:
+    """Let base, champion, warm-up and tuned model answer the same cases, and judge the tuned one."""
     with StageProgress("train-medgrpo-evaluation", "Evaluating") as progress:
-        return stages.evaluate(config, data, trained, progress.answers)
+        return stages.evaluate(config, data, audited, trained, champion, progress.answers)
+
+
+@task(name="locate", **_RETRIED)
+def locate(config: RunConfig, model: str) -> str:
+    """Fetch a model that is to be evaluated, or find where it is."""
+    return stages.locate(config, model)
+
+
+@task(name="compare", **_RETRIED)
+def compare(config: RunConfig, data: Manifest, models: Mapping[str, str]) -> Manifest:
+    """Let any models answer the same cases, and judge the last one."""
+    with StageProgress("evaluate-medgrpo-progress", "Evaluating") as progress:
+        return stages.compare(config, data, models, progress.answers)
 
 
 @task(name="register", cache_key_fn=_register_key, **_SURVIVES)
@@ -126,7 +150,8 @@ class _Tracker:
         self._run_id = open_run(self._config, self._directory, _flow_tags())
 
     def _sync(self) -> None:
-        from medgrpo.registry import METRICS_FILE, SYNC_FILE, sync_metrics
+        from medgrpo.registry import SYNC_FILE, sync_metrics
+        from medgrpo.training.metrics import METRICS_FILE
 
         sync_metrics(self._config, self._run_id, self._directory / METRICS_FILE, self._directory / SYNC_FILE)
 

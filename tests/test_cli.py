@@ -72,7 +72,63 @@ def test_score(run: Run, truth: Path, tmp_path: Path) -> None:
     """Scoring prints accuracy and macro-F1 as the official scorer does."""
     code, out, _ = run("score", write(tmp_path / "p.json", TRUTH | {"3": "no"}), "--ground-truth", truth)
     assert code == 0
-    assert out == "Accuracy 0.666667\nMacro-F1 0.555556\n"
+    official, _, rest = out.partition("\n\n")
+    assert official == "Accuracy 0.666667\nMacro-F1 0.555556"
+    assert "  accuracy     66.7%  95 % 20.8% to 93.9%  n=3\n" in rest
+    assert "  recall maybe 0.0%" in rest
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "p.jsonl",
+            '{"id": "1", "verdict": "yes"}\n{"pmid": 2, "Prediction": "no"}\n{"pubid": "3", "verdict": null}\n',
+        ),
+        ("p.csv", "PMID,verdict\n1,yes\n2, no\n3,\n"),
+    ],
+)
+def test_score_rows(run: Run, truth: Path, tmp_path: Path, name: str, text: str) -> None:
+    """Rows of anyone's file are scored too; an empty verdict is an unreadable answer, and wrong."""
+    (tmp_path / name).write_text(text)
+    code, out, _ = run("score", tmp_path / name, "--ground-truth", truth)
+    assert code == 0
+    assert out.startswith("Accuracy 0.666667\nMacro-F1 0.666667\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "part"),
+    [
+        ("p.jsonl", '{"id": "1"}\n', "line 1 holds id; expected one of verdict"),
+        ("p.jsonl", '{"id": "1", "verdict": "yes"}\nno\n', "line 2 is not JSON"),
+        ("p.jsonl", "[1]\n", "line 1 is '[1]'; expected an object"),
+        ("p.jsonl", '{"id": 1, "verdict": "yes"}\n' * 2, "line 2: record 1 stands there twice"),
+        pytest.param("p.jsonl", "[" * 100_000, "line 1 is not JSON", id="deep"),
+        ("p.jsonl", "\n", "holds no predictions"),
+        pytest.param("p.csv", f"id,verdict\n1,{'y' * 200_000}\n", "no CSV (field larger than", id="huge field"),
+        ("p.csv", "a,b\n1,yes\n", "line 2 holds a, b; expected one of id, pmid, pubid"),
+        ("p.csv", "id,verdict\n1,perhaps\n2,no\n3,maybe\n", "record 1: prediction is 'perhaps'"),
+    ],
+)
+def test_score_bad_rows(run: Run, truth: Path, tmp_path: Path, name: str, text: str, part: str) -> None:
+    """A row without an id or a verdict, a row twice, or no rows at all: said with file and line."""
+    (tmp_path / name).write_text(text)
+    code, out, err = run("score", tmp_path / name, "--ground-truth", truth)
+    assert (code, out) == (2, "")
+    assert part in err
+
+
+def test_score_against(run: Run, truth: Path, tmp_path: Path) -> None:
+    """Two files are compared on the same records, in points with an interval and a paired test; all of it as JSON."""
+    mine, other = write(tmp_path / "mine.json", TRUTH), write(tmp_path / "other.json", TRUTH | {"1": "no", "2": "yes"})
+    code, out, _ = run("score", mine, "--ground-truth", truth, "--against", other)
+    assert code == 0
+    assert "  accuracy     +66.7 points" in out
+    assert "right in 2 that the other has wrong, wrong in 0 that it has right; exact McNemar p = 0.5" in out
+    code, out, _ = run("score", mine, "--ground-truth", truth, "--against", other, "--json")
+    found = json.loads(out)
+    assert found["models"]["predictions"]["official"] == {"accuracy": 1.0, "macro_f1": 1.0}
+    assert (found["comparison"]["only_second"], found["comparison"]["first"]) == (2, "against")
 
 
 @pytest.mark.parametrize(

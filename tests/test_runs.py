@@ -38,8 +38,19 @@ def evaluated(tmp_path: Path) -> Manifest:
         "synthetic": True,
     }
     write_json(tmp_path / "evaluation" / "metrics.json", metrics)
+    write_json(tmp_path / "evaluation" / "gate.json", GATE)
     (tmp_path / "evaluation" / "report.html").write_text("<p>")
     return describe(tmp_path / "evaluation")
+
+
+GATE = {
+    "outcome": "fail",
+    "checks": [
+        {"name": "strict form", "outcome": "pass", "reason": "All answers are in strict form."},
+        {"name": "better than base", "outcome": "fail", "reason": "It is worse."},
+        {"name": "context reliance", "outcome": "not enough evidence", "reason": "Nothing was asked."},
+    ],
+}
 
 
 def summary_of(config: RunConfig, trained: Manifest, evaluated: Manifest) -> dict[str, Any]:
@@ -102,12 +113,17 @@ def test_summary_keeps_its_contract(config: RunConfig, trained: Manifest, evalua
     summary = summary_of(config, trained, evaluated)
     expected = {"flow_run", "mlflow_run_id", "model", "base", "tuned", "comparison", "gate", "stages", "environment"}
     assert expected <= json.loads(json.dumps(summary)).keys()
+    assert summary["gate"] == {
+        "outcome": "fail",
+        "reasons": ["better than base: It is worse.", "context reliance: Nothing was asked."],
+    }
     assert summary["model"] == {key: REGISTRATION[key] for key in ("name", "version", "aliases", "digest")}
 
 
 def test_summary_markdown_is_for_people(config: RunConfig, trained: Manifest, evaluated: Manifest) -> None:
     """The text gives n, intervals and the paired test, is labelled synthetic, and shows flags."""
     text = summary_markdown(summary_of(config, trained, evaluated))
-    for part in ("60.0% (50.0% to 70.0%)", "50 held-out synthetic cases", "p = 0.15", "Not medical advice", "odd loss"):
+    parts = ("60.0% (50.0% to 70.0%)", "50 held-out synthetic cases", "p = 0.15", "Not medical advice", "odd loss")
+    for part in (*parts, "**Gate: fail.**", "- better than base: It is worse."):
         assert part in text
     assert "warmup" not in text

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from medgrpo import registry, stages
-from medgrpo.config import DataConfig, RewardConfig, RunConfig, load_config
+from medgrpo.config import DataConfig, PolicyConfig, RewardConfig, RunConfig, load_config
 from medgrpo.errors import InputError, ServiceUnreachable
 from medgrpo.manifests import Manifest, build, describe, write_json
 from medgrpo.registry import Candidate, Registration
+from medgrpo.stages import Champion
 from medgrpo.testing import tiny_config
 
 DATA = Manifest(uri="/runs/.artifacts/data-0", sha256="d" * 64, bytes=1, files=1)
@@ -30,7 +31,7 @@ def _keys_of(config: RunConfig) -> dict[str, str]:
         "prepare": stages.prepare_key(config),
         "audit": stages.audit_key(config, DATA),
         "train": stages.train_key(config, DATA),
-        "evaluate": stages.evaluate_key(config, DATA, TRAINED),
+        "evaluate": stages.evaluate_key(config, DATA, AUDITED, TRAINED, Champion()),
         "register": stages.register_key(config, TRAINED, EVALUATED),
     }
 
@@ -47,6 +48,7 @@ def _changed(*overrides: str) -> set[str]:
         ("evaluation.cases=7", {"evaluate"}),
         ("evaluation.split=dev", {"evaluate"}),
         ("evaluation.resamples=10", {"evaluate"}),
+        ("gate.margin=0.03", {"evaluate"}),
         ("grpo.learning_rate=1e-4", {"train"}),
         ("grpo.steps=5", {"train"}),
         ("warmup.epochs=3", {"train"}),
@@ -98,7 +100,7 @@ def test_a_stage_depends_on_the_one_before(stage: str) -> None:
     trained = TRAINED.model_copy(update={"sha256": "0" * 64})
     other = {
         "train": stages.train_key(config, data),
-        "evaluate": stages.evaluate_key(config, DATA, trained),
+        "evaluate": stages.evaluate_key(config, DATA, AUDITED, trained, Champion()),
         "register": stages.register_key(config, trained, EVALUATED),
     }
     assert other[stage] != _keys_of(config)[stage]
@@ -189,7 +191,20 @@ def test_a_damaged_registration_does_not_hold(registered: Manifest, monkeypatch:
     assert not stages.registration_holds(RunConfig(), registered)
 
 
-def test_registering_hands_over_what_the_earlier_stages_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def judged(tmp_path: Path) -> Manifest:
+    """An evaluation, as far as the gate judged it."""
+
+    def fill(work: Path) -> None:
+        write_json(work / "gate.json", {"outcome": "fail", "checks": []})
+        write_json(work / "champion.json", {"digest": "none"})
+
+    return build(tmp_path / "e", fill)
+
+
+def test_registering_hands_over_what_the_earlier_stages_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged: Manifest
+) -> None:
     """The candidate points to the stages' artifacts, its digest is the model's, and registration.json says so."""
     candidates: list[Candidate] = []
     registration = Registration("m", 1, "run", "models:/m/1", TRAINED.sha256, ("candidate",))
@@ -201,17 +216,19 @@ def test_registering_hands_over_what_the_earlier_stages_made(tmp_path: Path, mon
     monkeypatch.setattr(registry, "register", register)
     write_json(tmp_path / "train" / "model" / "weights.json", [1, 2])
     trained, model = describe(tmp_path / "train"), describe(tmp_path / "train" / "model")
-    manifest = stages.register(
-        RunConfig(runs_dir=tmp_path), DATA, AUDITED, trained, EVALUATED, {"medgrpo.flow_run": "f"}
-    )
+    manifest = stages.register(RunConfig(runs_dir=tmp_path), DATA, AUDITED, trained, judged, {"medgrpo.flow_run": "f"})
     expected = {**dataclasses.asdict(registration), "aliases": ["candidate"]}
     assert stages.read_registration(manifest) == expected
     assert [(c.data_dir, c.audit_dir, c.model_dir, c.evaluation_dir, c.model_digest) for c in candidates] == [
-        (DATA.path, AUDITED.path, model.path, EVALUATED.path, model.sha256)
+        (DATA.path, AUDITED.path, model.path, judged.path, model.sha256)
     ]
+    assert candidates[0].gate == {"outcome": "fail", "checks": []}
+    assert candidates[0].champion == "none"
 
 
-def test_a_registration_that_no_longer_holds_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registration_that_no_longer_holds_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged: Manifest
+) -> None:
     """An intact registration is not made twice, unless the registry has lost its version in the meantime."""
     versions = iter((1, 2))
     held = [True]
@@ -219,7 +236,7 @@ def test_a_registration_that_no_longer_holds_is_made_again(tmp_path: Path, monke
     monkeypatch.setattr(registry, "register", lambda _: Registration("m", next(versions), "r", "models:/m", "e", ()))
 
     def register() -> int:
-        manifest = stages.register(RunConfig(runs_dir=tmp_path), DATA, AUDITED, TRAINED, EVALUATED, {})
+        manifest = stages.register(RunConfig(runs_dir=tmp_path), DATA, AUDITED, TRAINED, judged, {})
         return int(stages.read_registration(manifest)["version"])
 
     assert (register(), register()) == (1, 1)
@@ -264,3 +281,113 @@ def test_a_hole_may_be_only_a_warning(prepared: tuple[RunConfig, Manifest], capl
         rows = stages.audit_rows(stages.audit(config, data))
     assert rows[0]["reaches gold"]
     assert "the rewards can be gamed" in caplog.text
+
+
+# --- models from the registry
+
+
+VERSION = Registration("medgrpo", 4, "run", "models:/medgrpo/4", "c" * 64, ("champion",))
+
+
+@pytest.fixture
+def shelf(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A registry with one version, the champion; the downloads made from it."""
+    downloads: list[str] = []
+
+    def download(config: RunConfig, name: str, version: str, directory: Path) -> Path:
+        downloads.append(f"{name} {version}")
+        write_json(directory / "config.json", {})
+        return directory
+
+    monkeypatch.setattr(registry, "find_champion", lambda config, synthetic: VERSION)
+    monkeypatch.setattr(registry, "find_version", lambda config, uri: VERSION)
+    monkeypatch.setattr(registry, "download", download)
+    return downloads
+
+
+@pytest.fixture
+def real_data(tmp_path: Path) -> Manifest:
+    """Prepared data, as far as it says where its records are from."""
+    return build(tmp_path / "d", lambda work: write_json(work / "data.json", {"synthetic": False}))
+
+
+def test_a_registered_model_is_fetched_once(tmp_path: Path, shelf: list[str]) -> None:
+    """However often and by whichever address a version is asked for, its files are downloaded once."""
+    config = RunConfig(runs_dir=tmp_path)
+    model = Path(stages.locate(config, "models:/medgrpo@champion"))
+    assert stages.locate(config, "models:/medgrpo/4") == str(model)
+    assert (model / "config.json").is_file()
+    assert shelf == ["medgrpo 4"]
+
+
+def test_a_directory_is_a_model_where_it_is(tmp_path: Path) -> None:
+    """What is no registry address is taken as the base of a policy is: a directory, a Hub id, an embedded name."""
+    write_json(tmp_path / "model" / "config.json", {})
+    assert stages.locate(RunConfig(), str(tmp_path / "model")) == str(tmp_path / "model")
+    with pytest.raises(InputError, match="is not a directory"):
+        stages.locate(RunConfig(), "./none")
+
+
+def test_a_pinned_revision_is_the_bases_alone() -> None:
+    """Another model than the policy's base is neither prepared for nor asked in that base's revision."""
+    config = RunConfig(policy=PolicyConfig(base="organisation/base", revision="abc"))
+    asked = stages.contestants(config, {"base": "organisation/base", "evaluated": "other/model"})
+    assert [(one.name, one.source, one.revision) for one in asked] == [
+        ("base", "organisation/base", "abc"),
+        ("evaluated", "other/model", None),
+    ]
+    assert stages.with_base(config, "other/model").policy.revision is None
+    assert stages.with_base(config, "organisation/base") == config
+
+
+def test_the_champion_is_fetched_for_the_evaluation(tmp_path: Path, shelf: list[str], real_data: Manifest) -> None:
+    """The registry's champion comes with its files, and is known."""
+    champion = stages.fetch_champion(RunConfig(runs_dir=tmp_path), real_data)
+    assert champion.model
+    assert (champion.model.path / "model" / "config.json").is_file()
+    assert champion.digest == VERSION.digest
+    assert champion.unknown == ""
+
+
+def test_no_champion_is_known_to_be_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_data: Manifest) -> None:
+    """An answer of the registry that there is none is knowledge."""
+    monkeypatch.setattr(registry, "find_champion", lambda *_: None)
+    assert stages.fetch_champion(RunConfig(runs_dir=tmp_path), real_data) == Champion()
+    assert Champion().digest == "none"
+
+
+def test_a_silent_registry_leaves_the_champion_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_data: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """During an outage of MLflow an evaluation goes on without a champion, and keeps why."""
+
+    def silent(*_: Any) -> None:
+        raise ServiceUnreachable("MLflow did not answer.")
+
+    monkeypatch.setattr(registry, "find_champion", silent)
+    with caplog.at_level(logging.WARNING):
+        champion = stages.fetch_champion(RunConfig(runs_dir=tmp_path), real_data)
+    assert champion == Champion(unknown="MLflow did not answer.")
+    assert champion.digest is None
+    assert "evaluated without a champion" in caplog.text
+
+
+def test_a_spoilt_champion_is_no_outage(
+    tmp_path: Path, shelf: list[str], monkeypatch: pytest.MonkeyPatch, real_data: Manifest
+) -> None:
+    """A champion whose files are not what was registered ends the run: something is wrong with what is in service."""
+
+    def spoilt(*_: Any) -> Path:
+        raise InputError("models:/medgrpo/4 is not what was registered")
+
+    monkeypatch.setattr(registry, "download", spoilt)
+    with pytest.raises(InputError, match="not what was registered"):
+        stages.fetch_champion(RunConfig(runs_dir=tmp_path), real_data)
+
+
+def test_an_evaluation_depends_on_its_champion() -> None:
+    """None, one that is not known, and two different ones: four evaluations."""
+    config = RunConfig()
+    other = TRAINED.model_copy(update={"sha256": "b" * 64})
+    champions = [Champion(), Champion(unknown="away"), Champion(model=TRAINED), Champion(model=other)]
+    assert len({stages.evaluate_key(config, DATA, AUDITED, TRAINED, champion) for champion in champions}) == 4

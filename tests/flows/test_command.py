@@ -41,7 +41,7 @@ def test_help_names_every_profile() -> None:
     done = _command("--help")
     assert done.returncode == 0
     assert all(profile in done.stdout for profile in profile_names())
-    assert "Prepare the data, attack the rewards, train, evaluate" in done.stdout
+    assert "Prepare, attack the rewards, train, evaluate" in done.stdout
     assert "--set grpo.steps=10" in done.stdout
 
 

@@ -103,7 +103,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def story(prefect_server: None, tiny: Path) -> dict[str, Chapter]:
-    """A first run; the same again; more cases; the evaluation lost; the model version deleted."""
+    """A first run; the same again; more cases; the evaluation lost; the model version deleted; a champion to beat."""
     more = tiny_config(tiny, name="more", evaluation={"cases": 20})
     chapters = {
         "first": _chapter(tiny_config(tiny, name="first")),
@@ -115,6 +115,8 @@ def story(prefect_server: None, tiny: Path) -> dict[str, Chapter]:
     model = chapters["lost"].summary["model"]
     _client(more).delete_model_version(model["name"], str(model["version"]))
     chapters["deleted"] = _chapter(more)
+    _client(more).set_registered_model_alias(model["name"], "champion", "1")
+    chapters["rival"] = _chapter(tiny_config(tiny, name="rival"))
     return chapters
 
 
@@ -123,10 +125,10 @@ def test_a_run_leaves_its_directory(story: dict[str, Chapter]) -> None:
     first = story["first"]
     assert first.files == {"config.json", "data", "audit", "train", "evaluation", "report.html", "summary.json"}
     evaluation = {path.name for path in (first.directory / "evaluation").iterdir()}
-    assert {"predictions.jsonl", "predictions.json", "metrics.json", "report.html"} <= evaluation
+    assert {"predictions.jsonl", "predictions.json", "metrics.json", "gate.json", "report.html"} <= evaluation
     assert (first.directory / "train" / "metrics.jsonl").is_file()
     assert (first.directory / "report.html").read_text().lstrip().startswith("<!")
-    assert (first.config.runs_dir / "latest").resolve() == story["deleted"].directory.resolve()
+    assert (first.config.runs_dir / "latest").resolve() == story["rival"].directory.resolve()
 
 
 def test_the_resolved_settings_are_kept(story: dict[str, Chapter]) -> None:
@@ -237,12 +239,30 @@ def test_a_deleted_version_is_registered_again(story: dict[str, Chapter]) -> Non
     assert deleted.summary["model"]["digest"] == lost.summary["model"]["digest"]
 
 
-def test_the_alias_follows_the_newest_version(story: dict[str, Chapter]) -> None:
-    """`candidate` is on the newest version alone, after every run."""
-    for chapter in story.values():
-        assert {v: aliases for v, aliases in chapter.aliases.items() if aliases} == {
-            chapter.versions[-1]: ["candidate"]
-        }
+def test_only_what_passes_the_gate_is_a_candidate(story: dict[str, Chapter]) -> None:
+    """A policy of random weights passes no gate, so none of its versions is offered for review."""
+    for name, chapter in story.items():
+        assert chapter.summary["gate"]["outcome"] == "fail"
+        assert not any("candidate" in aliases for aliases in chapter.aliases.values()), name
+
+
+def test_the_champion_is_what_a_candidate_must_not_fall_behind(story: dict[str, Chapter]) -> None:
+    """Once the registry has a champion, it answers the same cases, from verified files, and training stays cached."""
+    first, rival = story["first"].summary, story["rival"].summary
+    assert "champion" not in first["models"]
+    assert rival["models"][0] == "base"
+    assert rival["models"][-1] == "tuned"
+    assert "champion" in rival["models"]
+    # Version 1 holds the very weights that were trained again.
+    assert rival["champion"] == rival["tuned"]
+    client = _client(story["rival"].config)
+    compared = [
+        client.get_model_version(model["name"], str(model["version"])).tags["medgrpo.compared_with"]
+        for model in (first["model"], rival["model"])
+    ]
+    assert compared == ["none", first["model"]["digest"]]
+    assert _cached(rival)["train"]
+    assert not _cached(rival)["evaluate"]
 
 
 def test_the_training_metrics_are_in_mlflow(story: dict[str, Chapter]) -> None:
@@ -276,7 +296,7 @@ def test_the_registered_model_gives_the_evaluated_answers(
     served = reader.predict([{"question": case["question"], "contexts": case["contexts"]} for case in cases])
     evaluated = [{key: case["answers"]["tuned"][key] for key in ("verdict", "thought")} for case in cases]
     assert len(evaluated) == 20
-    assert served == evaluated
+    assert [{key: row[key] for key in ("verdict", "thought")} for row in served] == evaluated
 
 
 # --- MLflow is away
@@ -290,7 +310,14 @@ class Outage:
     back: RunConfig
     error: ServiceUnreachable
     files: set[str]
+    gate: str
+    answers: dict[str, bytes]
     summary: Summary
+
+
+def _answers(config: RunConfig) -> dict[str, bytes]:
+    """The kept answers, file by file."""
+    return {path.name: path.read_bytes() for path in config.runs_dir.glob(".artifacts/answers-*/*.jsonl")}
 
 
 @pytest.fixture(scope="module")
@@ -303,8 +330,9 @@ def outage(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Ou
         patch.setattr(module, "register", module.register.with_options(retries=1, retry_delay_seconds=0))
         with pytest.raises(ServiceUnreachable) as caught:
             train_medgrpo(away)
-    files = {path.name for path in (away.runs_dir / "night").iterdir()}
-    return Outage(away, back, caught.value, files, train_medgrpo(back))
+    directory = away.runs_dir / "night"
+    files, gate = {path.name for path in directory.iterdir()}, (directory / "evaluation" / "gate.json").read_text()
+    return Outage(away, back, caught.value, files, gate, _answers(away), train_medgrpo(back))
 
 
 def test_an_outage_is_a_sentence(outage: Outage) -> None:
@@ -319,15 +347,24 @@ def test_an_outage_costs_no_results(outage: Outage) -> None:
     assert outage.files == {"config.json", "data", "audit", "train", "evaluation", "report.html"}
 
 
-def test_after_an_outage_only_the_registration_is_left(outage: Outage) -> None:
-    """With MLflow back, the same run reuses training and evaluation, and registers one version."""
+def test_during_an_outage_the_champion_is_not_known(outage: Outage) -> None:
+    """What was evaluated without asking for a champion says so, and claims nothing about it."""
+    gate = json.loads(outage.gate)
+    [check] = [check for check in gate["checks"] if check["name"] == "not worse than champion"]
+    assert check["outcome"] == "not enough evidence"
+    assert "MLflow at http://127.0.0.1:9 did not answer" in check["reason"]
+
+
+def test_after_an_outage_nothing_is_trained_or_asked_again(outage: Outage) -> None:
+    """With MLflow back, the run reuses training and answers, judges with the champion known, and registers once."""
     assert _cached(outage.summary) == {
         "prepare": True,
         "audit": True,
         "train": True,
-        "evaluate": True,
+        "evaluate": False,
         "register": False,
     }
+    assert _answers(outage.back) == outage.answers
     assert _versions(outage.back) == [1]
     assert [run.info.run_id for run in _runs(outage.back)] == [outage.summary["mlflow_run_id"]]
 
@@ -485,6 +522,6 @@ def test_a_killed_flow_goes_on_when_it_is_run_again(
     done = command()
     output, errors = done.communicate(timeout=2 * WAIT_SECONDS)
     assert done.returncode == 0, errors
-    assert "Registered as medgrpo-synthetic version 1 (candidate)." in output
+    assert "Registered as medgrpo-synthetic version 1 (no alias)." in output
     summary = json.loads((config.runs_dir / "killed" / "summary.json").read_text())
     _assert_resumed(config, summary, halfway)

@@ -1,4 +1,4 @@
-"""The five tasks: what they hand to the library, under which key Prefect keeps them, and how tracking may fail."""
+"""The tasks: what they hand to the library, under which key Prefect keeps them, and how tracking may fail."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -23,8 +23,16 @@ DATA = Manifest(uri="/runs/.artifacts/data-0", sha256="d" * 64, bytes=1, files=1
 AUDITED = Manifest(uri="/runs/.artifacts/audit-0", sha256="a" * 64, bytes=1, files=1)
 TRAINED = Manifest(uri="/runs/.artifacts/train-0", sha256="e" * 64, bytes=1, files=1)
 EVALUATED = Manifest(uri="/runs/.artifacts/evaluation-0", sha256="f" * 64, bytes=1, files=1)
+CHAMPION = library.Champion(model=Manifest(uri="/runs/.artifacts/model-0", sha256="c" * 64, bytes=1, files=1))
 TASKS = (stages.prepare, stages.audit, stages.train, stages.evaluate, stages.register)
-GIVEN = {"config": CONFIG, "data": DATA, "audited": AUDITED, "trained": TRAINED, "evaluated": EVALUATED}
+GIVEN = {
+    "config": CONFIG,
+    "data": DATA,
+    "audited": AUDITED,
+    "trained": TRAINED,
+    "champion": CHAMPION,
+    "evaluated": EVALUATED,
+}
 
 
 class Silent:
@@ -56,6 +64,12 @@ def test_every_stage_survives(each: Task[..., Manifest]) -> None:
     assert each.cache_key_fn is not None
 
 
+def test_what_asks_the_registry_anew_is_retried_and_never_cached() -> None:
+    """Which model is in service, or behind an alias, may have changed since the last run."""
+    for each in (stages.fetch_champion, stages.locate, stages.compare):
+        assert (each.retries, each.cache_key_fn, each.persist_result) == (RETRIES, None, None), each.name
+
+
 def test_the_stages_go_by_their_names() -> None:
     """Prefect and summary.json show the stages as prepare, audit, train, evaluate and register."""
     assert [each.name for each in TASKS] == ["prepare", "audit", "train", "evaluate", "register"]
@@ -67,7 +81,7 @@ def test_the_stages_go_by_their_names() -> None:
         (stages.prepare, library.prepare_key(CONFIG)),
         (stages.audit, library.audit_key(CONFIG, DATA)),
         (stages.train, library.train_key(CONFIG, DATA)),
-        (stages.evaluate, library.evaluate_key(CONFIG, DATA, TRAINED)),
+        (stages.evaluate, library.evaluate_key(CONFIG, DATA, AUDITED, TRAINED, CHAMPION)),
         (stages.register, library.register_key(CONFIG, TRAINED, EVALUATED)),
     ],
     ids=lambda value: getattr(value, "name", ""),
@@ -98,11 +112,11 @@ def test_each_task_is_one_call_of_the_library(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(stages, "StageProgress", Silent)
     assert stages.prepare.fn(CONFIG) == DATA
     assert stages.train.fn(CONFIG, DATA) == TRAINED
-    assert stages.evaluate.fn(CONFIG, DATA, TRAINED) == EVALUATED
+    assert stages.evaluate.fn(CONFIG, DATA, AUDITED, TRAINED, CHAMPION) == EVALUATED
     assert stages.register.fn(CONFIG, DATA, AUDITED, TRAINED, EVALUATED) == DATA
     assert calls["prepare"] == (CONFIG,)
     assert calls["train"][:2] == (CONFIG, DATA)
-    assert calls["evaluate"][:3] == (CONFIG, DATA, TRAINED)
+    assert calls["evaluate"][:5] == (CONFIG, DATA, AUDITED, TRAINED, CHAMPION)
     assert calls["register"][:5] == (CONFIG, DATA, AUDITED, TRAINED, EVALUATED)
 
 
