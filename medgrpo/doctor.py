@@ -57,7 +57,7 @@ def _accelerator() -> Iterator[Finding]:
     properties = torch.cuda.get_device_properties(0)
     capability = f"sm_{properties.major}{properties.minor}"
     memory = properties.total_memory / GIGABYTE
-    bfloat16 = "bfloat16" if properties.major >= 8 else "no bfloat16: keep policy.autocast = 'none'"
+    bfloat16 = "bfloat16" if properties.major >= 8 else "no bfloat16: policy.autocast must not be bfloat16"
     yield Finding("cuda", "ok", f"{properties.name}, {memory:.0f} GB, {capability}, {bfloat16}")
 
 

@@ -38,14 +38,16 @@ def train(config: RunConfig, data: Path, directory: Path) -> None:
     from medgrpo.preparation import check_leaks, load_records, prompt_text
     from medgrpo.training import logprobs
     from medgrpo.training.grpo import train_grpo
-    from medgrpo.training.metrics import raised_alarms, read_metrics
+    from medgrpo.training.metrics import METRICS_FILE, raised_alarms, read_metrics
+    from medgrpo.training.precision import settle
     from medgrpo.training.warmup import train_warmup
 
     logprobs.install()
     # Cached maps would be written into the prepared data, which must stay as it was hashed.
     datasets.disable_caching()
     started = time.monotonic()
-    metrics = directory / "metrics.jsonl"
+    config = settle(config, directory)
+    metrics = directory / METRICS_FILE
     rows = datasets.load_from_disk(str(data / "train"))
     prompts = {row["record_id"]: prompt_text(row["prompt"]) for row in rows.select_columns(["record_id", "prompt"])}
     check_leaks(prompts, load_records(data, "train"), [record.id for record in load_records(data, "test")])
@@ -57,6 +59,7 @@ def train(config: RunConfig, data: Path, directory: Path) -> None:
     summary: dict[str, Any] = {
         "adapter_change": adapter_change(start, adapter),
         **_merge(config, adapter, directory / "model"),
+        "autocast": config.policy.autocast,
         "seconds": round(time.monotonic() - started, 1),
     }
     summary["flags"] = [*_flags(summary), *map(str, raised_alarms(read_metrics(metrics)))]
@@ -96,8 +99,8 @@ def _phase(config: RunConfig, start: Path | None, directory: Path, rows: Any, me
     return adapter
 
 
-def _merge(config: RunConfig, adapter: Path, target: Path) -> dict[str, float]:
-    """Fold the adapter into the float32 base once, and measure that the logits did not move."""
+def _merge(config: RunConfig, adapter: Path, target: Path) -> dict[str, Any]:
+    """Fold the adapter into the float32 base once, measure that the logits did not move, and note the device."""
     import torch
 
     from medgrpo.policies import load_model, load_trainable, resolve_base
@@ -109,7 +112,7 @@ def _merge(config: RunConfig, adapter: Path, target: Path) -> dict[str, float]:
     probe = tokenizer("The trial found no difference between the groups.", return_tensors="pt").to(model.device)
     with torch.inference_mode():
         difference = (model(**probe).logits - unmerged.eval()(**probe).logits).abs().max()
-    return {"merge_difference": float(difference)}
+    return {"merge_difference": float(difference), "device": model.device.type}
 
 
 def _flags(summary: dict[str, Any]) -> list[str]:

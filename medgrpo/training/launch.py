@@ -15,6 +15,7 @@ from medgrpo import errors
 from medgrpo.config import RunConfig
 from medgrpo.errors import TrainingCrashed
 from medgrpo.manifests import write_json
+from medgrpo.training.metrics import METRICS_FILE
 
 POLL_SECONDS = 0.5
 LOG_LINES = 15
@@ -54,7 +55,7 @@ def run(config: RunConfig, data: Path, directory: Path, on_progress: Progress = 
     """
     write_json(directory / "job.json", {"config": config.model_dump(mode="json"), "data": str(data.absolute())})
     (directory / "failure.json").unlink(missing_ok=True)
-    _cut_torn_row(directory / "metrics.jsonl")
+    _cut_torn_row(directory / METRICS_FILE)
     with (directory / "train.log").open("a") as log:
         process = subprocess.Popen(
             _command(config, directory),
@@ -65,7 +66,7 @@ def run(config: RunConfig, data: Path, directory: Path, on_progress: Progress = 
             env={**CHILD_ENVIRONMENT, **os.environ, "MEDGRPO_PARENT": str(os.getpid())},
         )
         try:
-            _follow(process, directory / "metrics.jsonl", on_progress, config.training_timeout_minutes * 60)
+            _follow(process, directory / METRICS_FILE, on_progress, config.training_timeout_minutes * 60)
         finally:
             _end(process)
     if process.returncode:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+METRICS_FILE = "metrics.jsonl"
+"""Training metrics inside a training directory, one JSON row per line."""
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows, one per phase and step: after a resume the later row of a repeated step counts."""

@@ -184,7 +184,7 @@ def test_grpo_goes_on_from_the_warmup(stubbed, loads):
     assert stubbed.ran == ["warmup", "grpo"]
     assert loads == [None, stubbed.work / "warmup" / "adapter"]
     summary = json.loads((stubbed.work / "training.json").read_text())
-    assert summary.keys() == {"adapter_change", "merge_difference", "seconds", "flags"}
+    assert summary.keys() == {"adapter_change", "merge_difference", "autocast", "seconds", "flags"}
 
 
 def test_alarms_of_the_training_are_flags(stubbed):
