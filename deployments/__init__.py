@@ -1,10 +1,58 @@
-"""What runs where: every deployment as typed data, and how it is created on a Prefect server."""
+"""What runs where, as typed data: deployments of flows, work pools, limits and schedules."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from medgrpo.config import load_config
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
+
+MANAGED = "managed-by-medgrpo"
+"""Tag of every deployment made from here. What carries it on the server and is not declared any more is removed; what
+does not carry it, or is not declared here by name, is somebody else's and stays untouched."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A work pool: the hosts whose workers take runs from it.
+
+    Attributes:
+        name: the pool's name.
+        description: one sentence for the Prefect page.
+        types: kinds of pool that will do; it is created as the first. A pool that exists as another of them stays so.
+    """
+
+    name: str
+    description: str
+    types: tuple[str, ...] = ("process",)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A named limit (Prefect: global concurrency limit): runs of all its deployments together, the others wait.
+
+    Attributes:
+        name: the limit's name.
+        slots: runs at the same time.
+    """
+
+    name: str
+    slots: int = 1
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a deployment runs by itself.
+
+    Attributes:
+        cron: minute, hour, day of month, month, day of week.
+        timezone: IANA name of the time zone that they are read in, so that summer time moves nothing.
+    """
+
+    cron: str
+    timezone: str
 
 
 @dataclass(frozen=True)
@@ -12,12 +60,14 @@ class Deployment:
     """One deployment of a flow.
 
     Attributes:
-        name: the deployment's name.
+        name: the deployment's name: its flow's, or that with a suffix.
         entrypoint: `FILE:FUNCTION` of the flow, relative to the project.
         work_pool: work pool whose workers run it.
-        profile: profile it runs with unless a run names other parameters.
+        profile: profile whose settings it runs with unless a run is given others.
         description: one sentence for the Prefect page.
-        concurrency_limit: runs at the same time; training fills a GPU, so one.
+        limit: name of the limit that its runs count for; None is without limit.
+        schedules: when it runs by itself.
+        work_queue: queue of the work pool.
         tags: labels to filter by.
     """
 
@@ -26,23 +76,78 @@ class Deployment:
     work_pool: str
     profile: str
     description: str
-    concurrency_limit: int = 1
-    tags: tuple[str, ...] = field(default=("medgrpo",))
+    limit: str | None = None
+    schedules: tuple[Schedule, ...] = ()
+    work_queue: str = "default"
+    tags: tuple[str, ...] = ("medgrpo",)
+
+    @property
+    def flow(self) -> str:
+        """The flow's name."""
+        return self.entrypoint.rpartition(":")[2].replace("_", "-")
+
+    @property
+    def full_name(self) -> str:
+        """What `prefect deployment run` takes: `FLOW/NAME`."""
+        return f"{self.flow}/{self.name}"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The profile's settings, every one, so that Prefect's form shows them with what they are set to."""
+        return {"config": load_config(self.profile).model_dump(mode="json")}
 
     def to_deployment(self) -> "RunnerDeployment":
         """The same for Prefect, with the current directory, which must be the project's, as the place to run in."""
         from prefect.deployments.runner import RunnerDeployment
+        from prefect.schedules import Cron
 
-        options: dict[str, Any] = {"work_pool_name": self.work_pool, "concurrency_limit": self.concurrency_limit}
+        options: dict[str, Any] = {
+            "work_pool_name": self.work_pool,
+            "work_queue_name": self.work_queue,
+            # Otherwise a worker copies the whole project, runs included, to a temporary directory and runs there.
+            "job_variables": {"working_dir": str(Path.cwd())},
+            "schedules": [Cron(schedule.cron, timezone=schedule.timezone) for schedule in self.schedules],
+        }
         return RunnerDeployment.from_entrypoint(
             entrypoint=self.entrypoint,
             name=self.name,
-            parameters={"config": self.profile},
+            parameters=self.parameters,
             description=self.description,
-            tags=list(self.tags),
+            tags=[*self.tags, MANAGED],
             **options,
         )
 
+
+@dataclass(frozen=True)
+class Declaration:
+    """All that `python -m deployments apply` brings a server in line with."""
+
+    pools: tuple[Pool, ...]
+    limits: tuple[Limit, ...]
+    deployments: tuple[Deployment, ...]
+
+    def with_t4s(self, count: int) -> "Declaration":
+        """The same for a work pool `t4` with so many GPUs: one training at a time on each."""
+        limits = tuple(replace(limit, slots=count) if limit.name == T4_LIMIT else limit for limit in self.limits)
+        return replace(self, limits=limits)
+
+
+T4_LIMIT = "medgrpo-t4"
+
+POOLS = (
+    Pool(
+        name="t4",
+        description="Hosts with a 16 GB T4: one worker for each GPU.",
+        types=("process", "kubernetes"),
+    ),
+    Pool(name="cpu", description="Hosts without a GPU: two cores and 8 GB are enough."),
+)
+
+LIMITS = (
+    Limit(T4_LIMIT),
+    Limit("medgrpo-cpu"),
+    Limit("medgrpo-evaluation"),
+)
 
 DEPLOYMENTS = (
     Deployment(
@@ -51,6 +156,7 @@ DEPLOYMENTS = (
         work_pool="t4",
         profile="t4",
         description="Train Gemma 3 1B on PubMedQA on a 16 GB T4, evaluate it and register the candidate.",
+        limit=T4_LIMIT,
     ),
     Deployment(
         name="train-medgrpo-cpu",
@@ -58,5 +164,23 @@ DEPLOYMENTS = (
         work_pool="cpu",
         profile="cpu",
         description="Train SmolLM2-135M on PubMedQA without a GPU, evaluate it and register the candidate.",
+        limit="medgrpo-cpu",
+    ),
+    Deployment(
+        name="evaluate-medgrpo",
+        entrypoint="flows/evaluate_medgrpo.py:evaluate_medgrpo",
+        work_pool="cpu",
+        profile="cpu",
+        description="Let any model, the champion unless one is named, answer the held-out cases beside the base model.",
+        limit="medgrpo-evaluation",
+    ),
+    Deployment(
+        name="review-medgrpo",
+        entrypoint="flows/review_medgrpo.py:review_medgrpo",
+        work_pool="cpu",
+        profile="cpu",
+        description="Show the version under review beside the champion, wait for a person, promote or reject it.",
     ),
 )
+
+DECLARED = Declaration(POOLS, LIMITS, DEPLOYMENTS)

@@ -1,50 +1,131 @@
-"""`python -m deployments list` shows what is declared, `python -m deployments apply` creates it on the server."""
+"""`python -m deployments`: show what is declared, bring a Prefect server in line with it, or check whether it is."""
 
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from deployments import DEPLOYMENTS
+from deployments import DECLARED, Deployment
+from medgrpo.errors import InputError, MedgrpoError, ServiceUnreachable
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+
+T4s = Annotated[
+    int,
+    typer.Option("--t4s", envvar="MEDGRPO_T4S", min=1, help="GPUs in work pool t4: one training at a time each."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+LONGEST_VALUE = 60
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Deployments of medgrpo's flows.")
 
 
 @app.command("list")
-def show() -> None:
+def show(as_json: AsJson = False) -> None:
     """Show the declared deployments."""
-    table = Table("deployment", "flow", "work pool", "profile")
-    for deployment in DEPLOYMENTS:
-        table.add_row(deployment.name, deployment.entrypoint, deployment.work_pool, deployment.profile)
-    Console().print(table)
+    rows = [_row(deployment) for deployment in DECLARED.deployments]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        _show_table([{name: _text(value) for name, value in row.items() if name != "description"} for row in rows])
 
 
 @app.command()
-def apply() -> None:
-    """Create or update them, and the work pools they need, on the Prefect server in use."""
+def apply(t4s: T4s = 1) -> None:
+    """Bring the Prefect server in use in line: create and update what is declared, remove what no longer is."""
+    from deployments import server
+
+    with _prefect() as client:
+        changes = 0
+        for change in server.apply(client, DECLARED.with_t4s(t4s)):
+            typer.echo(change)
+            changes += 1
+        typer.echo(f"{client.api_url}: {changes or 'no'} change{'' if changes == 1 else 's'}.")
+    typer.echo("Start a worker in the project's directory: prefect worker start --pool cpu --limit 1")
+
+
+@app.command()
+def check(t4s: T4s = 1, as_json: AsJson = False) -> None:
+    """Compare the Prefect server in use with what is declared; exit code 1 and a table if they differ."""
+    from deployments import server
+
+    with _prefect() as client:
+        rows = [asdict(difference) for difference in server.differences(client, DECLARED.with_t4s(t4s))]
+        address = client.api_url
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    elif rows:
+        _show_table([{name: _text(value) for name, value in row.items()} for row in rows])
+        typer.echo(f"{address}: {len(rows)} not as declared. `make deploy` brings it in line.")
+    else:
+        typer.echo(f"{address}: as declared.")
+    raise typer.Exit(1 if rows else 0)
+
+
+def _row(deployment: Deployment) -> dict[str, Any]:
+    schedules = [f"{schedule.cron} {schedule.timezone}" for schedule in deployment.schedules]
+    return {
+        "deployment": deployment.full_name,
+        "work_pool": deployment.work_pool,
+        "work_queue": deployment.work_queue,
+        "profile": deployment.profile,
+        "limit": deployment.limit,
+        "schedules": schedules,
+        "description": deployment.description,
+    }
+
+
+def _text(value: Any) -> str:
+    """A value in a table's cell: short, and nothing where it is empty."""
+    if value in (None, [], ""):
+        return "-"
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]} …"
+
+
+def _show_table(rows: list[dict[str, str]]) -> None:
+    table = Table(*(name.replace("_", " ") for name in rows[0]))
+    for row in rows:
+        table.add_row(*map(Text, row.values()))
+    # Without a terminal Rich would cut every table to 80 characters.
+    Console(width=None if Console().is_terminal else 200).print(table)
+
+
+@contextmanager
+def _prefect() -> Iterator["SyncPrefectClient"]:
+    """A client of the Prefect server in use; an error with a cause outside the project ends in its sentence."""
+    import httpx
     from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
 
-    with get_client(sync_client=True) as client:
-        for deployment in DEPLOYMENTS:
-            _ensure_pool(client, deployment.work_pool)
-            prepared = deployment.to_deployment()
-            prepared.apply()
-            typer.echo(f"{prepared.full_name}: on work pool {deployment.work_pool}")
-    typer.echo("Start a worker in the project's directory: prefect worker start --pool NAME")
-
-
-def _ensure_pool(client: "SyncPrefectClient", name: str) -> None:
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectNotFound
-
+    client = get_client(sync_client=True)
     try:
-        client.read_work_pool(name)
-    except ObjectNotFound:
-        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+        with client:
+            yield client
+    except MedgrpoError as error:
+        _stop(error)
+    except PrefectHTTPStatusError as error:
+        request = f"{error.request.method} {error.request.url.path}"
+        _stop(InputError(f"the Prefect server refused {request}: {error.response.status_code} {error.response.text}"))
+    except httpx.TransportError as error:
+        _stop(
+            ServiceUnreachable(
+                f"no Prefect server answered at {client.api_url} ({error}); start one with `prefect server start`, or "
+                "set PREFECT_API_URL to the address of one."
+            )
+        )
+
+
+def _stop(error: MedgrpoError) -> None:
+    typer.secho(f"error: {error}", err=True, fg="red")
+    raise typer.Exit(error.exit_code)
 
 
 if __name__ == "__main__":
