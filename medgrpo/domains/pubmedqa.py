@@ -115,7 +115,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         InputError: missing, a directory, not UTF-8, not JSON, truncated, another type, empty, or duplicate keys.
     """
-    text = _read_text(path)
+    text = read_text(path)
     try:
         value = json.loads(text, object_pairs_hook=_Object)
     except json.JSONDecodeError as error:
@@ -134,7 +134,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text, with or without a byte-order mark.
+
+    Raises:
+        InputError: missing, a directory, not UTF-8, or not readable.
+    """
     if path.is_dir():
         raise InputError(f"{path} is a directory; expected a file, for example {path / 'ori_pqal.json'}.")
     try:
