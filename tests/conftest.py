@@ -1,11 +1,14 @@
 """What tests share: a home of its own for Prefect, so that the developer's stays untouched, servers and stores."""
 
 import os
+import random
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +48,25 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove that home."""
     shutil.rmtree(config.stash[HOME], ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_random() -> Iterator[None]:
+    """Keep Python's generator to the thread that runs the tests.
+
+    Prefect's threads live on after the test that started them and draw masks and pauses of their connections from the
+    same generator, in the middle of a training that is compared to the value, or of a strategy of Hypothesis.
+    """
+    others = random.Random()
+
+    def apart(name: str) -> Callable[..., Any]:
+        ours, theirs = getattr(random, name), getattr(others, name)
+        return lambda *a, **k: (ours if threading.current_thread() is threading.main_thread() else theirs)(*a, **k)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("random", "uniform", "getrandbits", "randint", "randrange", "choice", "expovariate"):
+            patch.setattr(random, name, apart(name))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,6 @@
 """Tests of medgrpo.training.grpo: the settings, the loss against one worked out by hand, and resuming."""
 
 import json
-import random
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,23 +16,6 @@ from medgrpo.training.callbacks import COMPLETE, ORDER, CompleteCheckpoints, Kep
 from medgrpo.training.metrics import raised_alarms
 from medgrpo.training.sampling import SpreadOrder, balanced_order
 from medgrpo.training.watch import SMOOTHED, Watch, completion_facts
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_random():
-    """Python's generator for this thread alone: a training has its process to itself, but Prefect's threads, which
-    other tests left, draw masks and pauses of their connections from the same one."""
-    others = random.Random()
-
-    def apart(name):
-        ours, theirs = getattr(random, name), getattr(others, name)
-        return lambda *a, **k: (ours if threading.current_thread() is threading.main_thread() else theirs)(*a, **k)
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("random", "uniform", "getrandbits", "randint", "randrange", "choice", "expovariate"):
-            patch.setattr(random, name, apart(name))
-        yield
-
 
 # field -> (a value that is not the default, the field of TRL's GRPOConfig, what must stand there)
 PASSED = {
