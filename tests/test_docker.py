@@ -28,6 +28,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -421,13 +422,18 @@ def test_secrets_are_made_as_the_readme_says(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(PREFECT))
 def test_prefect_knows_every_flag(name: str) -> None:
-    """Prefect's command line accepts each service's command as it stands."""
+    """Prefect accepts each service's command as it stands, with all its values, and refuses it with an unknown flag."""
+    from cyclopts import CycloptsError
     from prefect.cli.server import server_app
     from prefect.cli.worker import worker_app
 
     _, group, *words = _command(name)
     application = {"server": server_app, "worker": worker_app}[group]
-    application.parse_args(words, exit_on_error=False, print_error=False)
+    _, bound, *_ = application.parse_args(words, exit_on_error=False, print_error=False)
+    values = {word for flag, word in pairwise(words) if flag.startswith("--") and not word.startswith("--")}
+    assert values <= {str(value) for value in bound.arguments.values()}
+    with pytest.raises(CycloptsError):
+        application.parse_args([*words, "--no-such-flag"], exit_on_error=False, print_error=False)
 
 
 @pytest.mark.slow
