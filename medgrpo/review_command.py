@@ -8,7 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from medgrpo.config import RunConfig
-    from medgrpo.registry.review import Version
+    from medgrpo.registry.champions import Version
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,7 +38,7 @@ ReplacesOption = Annotated[
 @app.command("list")
 def list_versions(profile: ProfileOption = "demo", overrides: SetOption = None) -> None:
     """Every version, newest first: aliases, gate, what a review decided."""
-    from medgrpo.registry import review
+    from medgrpo.registry import champions, review
 
     versions = review.list_versions(_config(profile, overrides))
     rows = [
@@ -47,8 +47,8 @@ def list_versions(profile: ProfileOption = "demo", overrides: SetOption = None) 
             ", ".join(version.aliases),
             version.gate,
             version.state,
-            version.tags.get(review.REVIEWER_TAG, ""),
-            version.tags.get(review.TIME_TAG, ""),
+            version.tags.get(champions.REVIEWER_TAG, ""),
+            version.tags.get(champions.TIME_TAG, ""),
             version.digest[: review.SHORTEST_DIGEST],
         )
         for version in versions
@@ -65,7 +65,7 @@ def show(
     overrides: SetOption = None,
 ) -> None:
     """A version beside the champion it would replace, and the command that approves it."""
-    from medgrpo.registry import comparison, review
+    from medgrpo.registry import champions, comparison, review
 
     found = review.show(_config(profile, overrides), version)
     tags, replaced = found.version.tags, comparison.champion_number(found)
@@ -75,19 +75,19 @@ def show(
         "gate": found.version.gate,
         "replaces": f"version {replaced}" if found.champion else "nothing, there is no champion",
         "review": found.version.state or "none yet",
-        **{key.removeprefix("medgrpo."): tags[key] for key in review.DECISION_TAGS if key in tags},
+        **{key.removeprefix("medgrpo."): tags[key] for key in champions.DECISION_TAGS if key in tags},
         **found.links,
     }
     for name, value in facts.items():
-        typer.echo(f"{name:>17}  {review.printable(value)}")
+        typer.echo(f"{name:>17}  {champions.printable(value)}")
     for label, sentences in (("gate", found.version.gate_reasons), ("against it", found.objections)):
         for sentence in sentences:
-            typer.echo(f"{label:>17}  {review.printable(sentence)}")
+            typer.echo(f"{label:>17}  {champions.printable(sentence)}")
     rows = comparison.comparison_rows(found.metrics)
     if rows:
         _show_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
     for note in comparison.comparison_notes(found.metrics):
-        typer.echo(review.printable(note))
+        typer.echo(champions.printable(note))
     override = ' --despite-gate "WHY"' if found.objections else ""
     typer.echo(
         f"\nmedgrpo review approve {found.version.number} --digest {found.version.digest} --replaces {replaced} "
@@ -161,7 +161,7 @@ def _show_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from medgrpo.registry.review import printable
+    from medgrpo.registry.champions import printable
 
     table = Table()
     for name in header:
@@ -183,6 +183,8 @@ def _named(version: "Version") -> str:
 
 
 def _decided(version: "Version") -> str:
-    from medgrpo.registry import review
+    from medgrpo.registry import champions
 
-    return review.printable(f"Decided by {version.tags[review.REVIEWER_TAG]} at {version.tags[review.TIME_TAG]}.")
+    return champions.printable(
+        f"Decided by {version.tags[champions.REVIEWER_TAG]} at {version.tags[champions.TIME_TAG]}."
+    )

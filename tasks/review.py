@@ -116,7 +116,7 @@ def ask(shown: Shown) -> ReviewDecision:
 @task(name="decide", **_SURVIVES)
 def decide(config: RunConfig, shown: Shown, answer: ReviewDecision) -> dict[str, Any]:
     """Promote the version or record its rejection; what was true when it was shown must still be true."""
-    from medgrpo.registry import review
+    from medgrpo.registry import champions, review
 
     if not answer.approve and not (answer.reviewer.strip() or answer.note.strip()):
         raise InputError(
@@ -139,6 +139,6 @@ def decide(config: RunConfig, shown: Shown, answer: ReviewDecision) -> dict[str,
         "decision": decided.state,
         "aliases": list(decided.aliases),
         "digest": decided.digest,
-        "reviewer": decided.tags[review.REVIEWER_TAG],
-        "previous_champion": decided.tags.get(review.PREVIOUS_TAG, review.NONE),
+        "reviewer": decided.tags[champions.REVIEWER_TAG],
+        "previous_champion": decided.tags.get(champions.PREVIOUS_TAG, champions.NONE),
     }

@@ -19,7 +19,8 @@ from medgrpo import registry
 from medgrpo.config import RunConfig, TrackingConfig
 from medgrpo.errors import InputError, ServiceUnreachable
 from medgrpo.manifests import describe
-from medgrpo.registry import comparison, review
+from medgrpo.registry import champions, comparison, review
+from medgrpo.registry.champions import Version
 from medgrpo.registry.lookup import files_digest
 from medgrpo.registry.review import Decision
 from medgrpo.testing import tiny_version
@@ -87,7 +88,7 @@ def _fill(config: RunConfig) -> None:
     tiny_version(config, weights="2")
 
 
-def _version(config: RunConfig, number: int) -> review.Version:
+def _version(config: RunConfig, number: int) -> Version:
     return next(version for version in review.list_versions(config) if version.number == number)
 
 
@@ -542,7 +543,7 @@ def test_a_champion_replaced_at_once_is_not_called_one(config: RunConfig, monkey
 
 def test_what_happens_while_files_are_read_is_seen(own: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading gigabytes takes a while: another candidate, or another model under the same number, is found after it."""
-    decision, real = _decision(own, 2), review.verify_version
+    decision, real = _decision(own, 2), champions.verify_version
     weights, name = _weights(own, 2), _version(own, 2).name
 
     def replaced_by_another_model(*arguments: Any) -> str:
@@ -556,11 +557,11 @@ def test_what_happens_while_files_are_read_is_seen(own: RunConfig, monkeypatch: 
         tiny_version(own, weights="3")
         return real(*arguments)
 
-    monkeypatch.setattr(review, "verify_version", replaced_by_another_version)
+    monkeypatch.setattr(champions, "verify_version", replaced_by_another_version)
     with pytest.raises(InputError, match="version 3 is the one under review"):
         review.approve(own, decision)
     registry.connect(own).set_registered_model_alias(name, "candidate", "2")
-    monkeypatch.setattr(review, "verify_version", replaced_by_another_model)
+    monkeypatch.setattr(champions, "verify_version", replaced_by_another_model)
     with pytest.raises(InputError, match="that is not the model that was reviewed"):
         review.approve(own, decision)
     assert _aliases(own) == {"champion": 1, "candidate": 2}

@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from medgrpo.registry.review import NONE, Review, Version
+from medgrpo.registry.champions import NONE, Version
+from medgrpo.registry.review import Review
 from medgrpo.runs import MAIN_METRICS, pair_sentence
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]#|~])")
