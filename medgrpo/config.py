@@ -120,7 +120,8 @@ class GrpoConfig(Settings):
     group_size: int = Field(default=4, ge=2)
     """G, sampled completions per prompt; the group's mean reward is the baseline."""
     micro_batch_tokens: PositiveInt = 1024
-    """Tokens per forward and backward pass, each prompt counted once for its group; bounds memory."""
+    """Tokens held at once in forward and backward passes, each prompt counted once for its group; bounds memory. A group
+    that is longer comes in pieces, its prompt still computed once; a piece may have a quarter of this in any case."""
     learning_rate: PositiveFloat = 1e-5
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"

@@ -58,27 +58,52 @@ class Packing:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kernel: Kernel) -> Tensor:
         """See `Layout`."""
-        problems = [problem for group in self._groups for problem in group.problems(kernel.window)]
-        if kernel.softcap is None and _has_flash(query.device.type):
-            states = _in_training_type(query, key, value)
-            output: Tensor = _FlashAttention.apply(*states, problems, kernel.scale)
-            return output
-        return torch.cat([p.output(_attend(*p.inputs(query, key, value), p.mask, kernel)) for p in problems], dim=2)
+        parts = [part for group in self._groups for part in group.parts(kernel.window)]
+        return attend_parts(parts, query, key, value, kernel)
 
 
-class _Problem(Protocol):
-    """A part of the row's attention that can be computed by itself; the parts follow one another in the row.
+def attend_parts(parts: "Sequence[Part]", query: Tensor, key: Tensor, value: Tensor, kernel: Kernel) -> Tensor:
+    """[1, heads, T, D] attention of all parts of a row to [1, key heads, T', D] keys and values."""
+    if kernel.softcap is None and _has_flash(query.device.type):
+        states = _in_training_type(query, key, value)
+        output: Tensor = _FlashAttention.apply(*states, parts, kernel.scale)
+        return output
+    return torch.cat([p.output(_attend(*p.inputs(query, key, value), p.mask, kernel)) for p in parts], dim=2)
 
-    Attributes:
-        queries: the tokens that ask.
-        mask: [queries, keys], True where a key is seen, or None for a causal one.
+
+def branches_of(prompt: int, branches: Sequence[int], window: int | None, device: torch.device) -> "Part":
+    """The attention of branches that are a row by themselves, to keys and values that have their prompt's first.
+
+    Args:
+        prompt: tokens of the prompt.
+        branches: tokens of each branch.
+        window: see `Kernel`.
+        device: where the tokens are.
     """
+    own = slice(prompt, prompt + sum(branches))
+    seen = _seen(prompt + max(branches), window, device)
+    return _Branches(slice(0, prompt), own, slice(0, sum(branches)), branches, seen[prompt:])
+
+
+def _seen(tokens: int, window: int | None, device: torch.device) -> Tensor:
+    """[tokens, tokens], True where a token (row) sees another (column) of its own sequence."""
+    positions = torch.arange(tokens, device=device)
+    back = positions[:, None] - positions
+    return back >= 0 if window is None else (back >= 0) & (back < window)
+
+
+class Part(Protocol):
+    """A part of a row's attention that can be computed by itself; the parts follow one another in the row."""
 
     @property
-    def queries(self) -> slice: ...
+    def queries(self) -> slice:
+        """The tokens that ask."""
+        ...
 
     @property
-    def mask(self) -> Tensor | None: ...
+    def mask(self) -> Tensor | None:
+        """[queries, keys], True where a key is seen, or None for a causal one."""
+        ...
 
     def inputs(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Its queries, keys and values, [rows, heads, tokens, D], from those of the row, [1, heads, T, D]."""
@@ -107,28 +132,27 @@ class _Group:
     def __init__(self, start: int, prompt: int, branches: Sequence[int], device: torch.device) -> None:
         self._prompt = slice(start, start + prompt)
         self._branches, self._device = branches, device
-        self._known: dict[int | None, list[_Problem]] = {}
+        self._known: dict[int | None, list[Part]] = {}
 
-    def problems(self, window: int | None) -> list[_Problem]:
+    def parts(self, window: int | None) -> list[Part]:
         """The prompt's attention to itself, and the branches' to the prompt and to themselves."""
         if window not in self._known:
             prompt, longest = self._prompt.stop - self._prompt.start, max(self._branches, default=0)
-            positions = torch.arange(prompt + longest, device=self._device)
-            back = positions[:, None] - positions
-            seen = back >= 0 if window is None else (back >= 0) & (back < window)
+            seen = _seen(prompt + longest, window, self._device)
             banded = window is not None and window < prompt
-            found: list[_Problem] = []
+            found: list[Part] = []
             if prompt:
                 found.append(_Prompt(self._prompt, seen[:prompt, :prompt] if banded else None))
             if longest:
-                found.append(_Branches(self._prompt, self._branches, seen[prompt:]))
+                own = slice(self._prompt.stop, self._prompt.stop + sum(self._branches))
+                found.append(_Branches(self._prompt, own, own, self._branches, seen[prompt:]))
             self._known[window] = found
         return self._known[window]
 
 
 @dataclass(frozen=True)
 class _Prompt:
-    """See `_Problem`: the prompt's tokens ask about themselves."""
+    """See `Part`: the prompt's tokens ask about themselves."""
 
     queries: slice
     mask: Tensor | None
@@ -150,14 +174,20 @@ class _Prompt:
 
 
 class _Branches:
-    """See `_Problem`: each branch asks about the prompt and itself, all on a [rows, longest] grid.
+    """See `Part`: each branch asks about the prompt and itself, all on a [rows, longest] grid.
 
     Branches of unequal length are spread over the grid; what pads it is never seen.
+
+    Args:
+        prompt: the prompt among the keys.
+        own: the branches' tokens among the keys.
+        queries: the branches' tokens among the queries.
+        branches: tokens of each branch.
+        mask: [longest, prompt + longest] keys that a token of a branch sees.
     """
 
-    def __init__(self, prompt: slice, branches: Sequence[int], mask: Tensor) -> None:
-        self._prompt, self.mask = prompt, mask
-        self.queries = slice(prompt.stop, prompt.stop + sum(branches))
+    def __init__(self, prompt: slice, own: slice, queries: slice, branches: Sequence[int], mask: Tensor) -> None:
+        self._prompt, self._own, self.queries, self.mask = prompt, own, queries, mask
         self._rows, self._longest = len(branches), max(branches)
         within = torch.arange(self._longest, device=mask.device) < torch.tensor(branches, device=mask.device)[:, None]
         self._ragged = not bool(within.all())
@@ -170,7 +200,9 @@ class _Branches:
         return self.queried(query), self._with_prompt(key), self._with_prompt(value)
 
     def queried(self, states: Tensor) -> Tensor:
-        tail = states[0, :, self.queries]
+        return self._on_grid(states[0, :, self.queries])
+
+    def _on_grid(self, tail: Tensor) -> Tensor:
         if self._ragged:
             tail = tail.index_select(1, self._to_grid)
         return tail.unflatten(1, (self._rows, self._longest)).transpose(0, 1)
@@ -186,10 +218,11 @@ class _Branches:
     def add_gradient(self, total: Tensor, grad: Tensor) -> None:
         prompt = self._prompt.stop - self._prompt.start
         total[:, :, self._prompt] += grad[:, :, :prompt].sum(0)
-        total[:, :, self.queries] += self.output(grad[:, :, prompt:])
+        total[:, :, self._own] += self.output(grad[:, :, prompt:])
 
     def _with_prompt(self, states: Tensor) -> Tensor:
-        return torch.cat([states[:, :, self._prompt].expand(self._rows, -1, -1, -1), self.queried(states)], dim=2)
+        prompt = states[:, :, self._prompt].expand(self._rows, -1, -1, -1)
+        return torch.cat([prompt, self._on_grid(states[0, :, self._own])], dim=2)
 
 
 class _FlashAttention(torch.autograd.Function):
@@ -200,22 +233,20 @@ class _FlashAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, problems: Sequence[_Problem], scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: Sequence[Part], scale: float) -> Tensor:
         """[1, heads, T, D] of [1, heads, T, D] queries over [1, key heads, T, D] keys and values."""
         # Heads lie beside each other for each token, as the next product wants them.
         output = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         sums = []
-        for problem in problems:
-            inputs, options = _flash_inputs(problem, query, key, value, scale)
+        for part in parts:
+            inputs, options = _flash_inputs(part, query, key, value, scale)
             found, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                *inputs, 0.0, problem.mask is None, **options
+                *inputs, 0.0, part.mask is None, **options
             )
-            output[:, :, problem.queries] = problem.output(_unfolded(found, query.shape[1]))
+            output[:, :, part.queries] = part.output(_unfolded(found, query.shape[1]))
             sums.append(log_sums)
         ctx.save_for_backward(query, key, value, output, *sums)
-        ctx.problems, ctx.scale = problems, scale
+        ctx.parts, ctx.scale = parts, scale
         return output
 
     @staticmethod
@@ -223,29 +254,29 @@ class _FlashAttention(torch.autograd.Function):
         """Gradients of queries, keys and values."""
         query, key, value, output, *sums = ctx.saved_tensors
         grads = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for problem, log_sums in zip(ctx.problems, sums, strict=True):
-            inputs, options = _flash_inputs(problem, query, key, value, ctx.scale)
-            shape, causal = inputs[0].shape, problem.mask is None
-            given, found = problem.output_gradient(grad).reshape(shape), problem.queried(output).reshape(shape)
+        for part, log_sums in zip(ctx.parts, sums, strict=True):
+            inputs, options = _flash_inputs(part, query, key, value, ctx.scale)
+            shape, causal = inputs[0].shape, part.mask is None
+            given, found = part.output_gradient(grad).reshape(shape), part.queried(output).reshape(shape)
             grad_query, *others = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 given, *inputs, found, log_sums, 0.0, causal, **options
             )
-            grads[0][:, :, problem.queries] = problem.output(_unfolded(grad_query, query.shape[1]))
+            grads[0][:, :, part.queries] = part.output(_unfolded(grad_query, query.shape[1]))
             for total, other in zip(grads[1:], others, strict=True):
                 # Where keys were repeated, each copy has a gradient of its own.
-                problem.add_gradient(total, other.unflatten(1, (key.shape[1], -1)).sum(2) if causal else other)
+                part.add_gradient(total, other.unflatten(1, (key.shape[1], -1)).sum(2) if causal else other)
         return *grads, None, None
 
 
 def _flash_inputs(
-    problem: _Problem, query: Tensor, key: Tensor, value: Tensor, scale: float
+    part: Part, query: Tensor, key: Tensor, value: Tensor, scale: float
 ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
     """Queries, keys and values as the kernel wants them, and its mask and scale."""
     sharing = query.shape[1] // key.shape[1]
-    queries, keys, values = problem.inputs(query, key, value)
-    if problem.mask is None:
+    queries, keys, values = part.inputs(query, key, value)
+    if part.mask is None:
         return (queries, _repeat(keys, sharing), _repeat(values, sharing)), {"attn_mask": None, "scale": scale}
-    queries, mask = _folded(queries, keys, problem.mask)
+    queries, mask = _folded(queries, keys, part.mask)
     seen = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, float("-inf"))
     return (queries, keys, values), {"attn_mask": seen, "scale": scale}
 

@@ -2,13 +2,16 @@
 
 TRL's GRPOTrainer generates a prompt G times side by side, and trains on it G times. `GroupedGRPOTrainer` overrides the
 three methods where that happens: generation prefills a prompt once; log-probabilities of policy, old policy and
-reference come from one packed row per group; and a step is cut into micro-batches by a budget of tokens, leaving out
-completions that teach nothing. Loss, advantages and clipping stay TRL's; logged entropies and clip ratios are means
+reference come from one packed row per group, or, where that is longer than memory allows, from the prompt and then its
+completions in pieces; and a step is cut into micro-batches by a budget of tokens, leaving out completions that teach
+nothing. Loss, advantages and clipping stay TRL's; logged entropies and clip ratios are means
 over the micro-batches, without the completions left out.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any
 
@@ -22,10 +25,16 @@ from medgrpo.prefix.attention import layout_inputs
 from medgrpo.prefix.generation import Sampling, generate_completions
 from medgrpo.prefix.linear import reordered_weights
 from medgrpo.prefix.packing import Packing
+from medgrpo.prefix.pieces import KeptPrompt, Piece
 from medgrpo.prefix.support import log_unshared, prepare
 from medgrpo.training import lean, lora
 
 Inputs = dict[str, Any]
+Rows = Sequence[tuple[list[int], list[int]]]
+"""Prompt and completion of each row, in tokens."""
+Plan = list[list[list[int]]]
+"""What is computed one after another: the rows of one forward and backward pass; or those of several, the pieces of one
+group, whose prompt is computed once."""
 
 
 class GroupedGRPOTrainer(GRPOTrainer):
@@ -33,7 +42,8 @@ class GroupedGRPOTrainer(GRPOTrainer):
 
     Args:
         args: TRL's; the whole step must be one batch (`gradient_accumulation_steps` and `steps_per_generation` 1).
-        micro_batch_tokens: most tokens in one forward and backward pass; a single longer completion still goes alone.
+        micro_batch_tokens: most tokens held at once in forward and backward passes, a prompt and a quarter of this at
+            least; a single longer completion still goes alone.
         rollout_dtype: type of the weights that generate; None takes the policy's. In another type another policy
             generates, so its log-probabilities become those of the old policy in the importance ratio.
     """
@@ -47,6 +57,7 @@ class GroupedGRPOTrainer(GRPOTrainer):
         if self._entropy_bonus_enabled:
             raise ValueError("an entropy bonus would have no gradient: none is kept for it under a frozen head.")
         self._shares = self._can_share()
+        self._kept: KeptPrompt | None = None
         # These terms are computed over a whole batch, and several processes exchange numbers in every loss.
         whole = self.accelerator.num_processes > 1 or self.aux_loss_enabled or self.top_entropy_quantile < 1
         self._cuts_steps = not whole
@@ -123,17 +134,42 @@ class GroupedGRPOTrainer(GRPOTrainer):
         shape = (len(rows), logits_to_keep)
         logps = torch.zeros(shape, device=input_ids.device)
         entropies = torch.zeros(shape, device=input_ids.device) if compute_entropy else None
-        for chunk in _chunks(rows, self._budget):
-            places, packed, outputs = self._packed_forward(model, rows, chunk, input_ids.device)
-            logps = logps.index_put(places, outputs.log_probs[packed].float())
-            if entropies is not None:
-                entropies = entropies.index_put(places, outputs.entropy[packed].float())
+        for pieces in [[_with_tokens(rows)]] if self._kept else _plan(rows, self._budget):
+            # With a gradient, and outside a training step of ours, nobody would take it back through a kept prompt.
+            alone = bool(self._kept) or torch.is_grad_enabled()
+            with contextlib.nullcontext() if alone else self._keeping(model, rows, pieces):
+                for chunk in pieces:
+                    places, packed, outputs = self._packed_forward(model, rows, chunk, input_ids.device)
+                    logps = logps.index_put(places, outputs.log_probs[packed].float())
+                    if entropies is not None:
+                        entropies = entropies.index_put(places, outputs.entropy[packed].float())
         return logps, entropies, None
 
+    @contextmanager
+    def _keeping(self, model: Any, rows: Rows, pieces: Sequence[Sequence[int]]) -> Iterator[None]:
+        """Where a group comes in pieces, run its prompt before them, and take their gradients back through it after."""
+        if len(pieces) == 1:
+            yield
+            return
+        prompt = rows[pieces[0][0]][0][:-1]
+        policy = self.accelerator.unwrap_model(model)
+        inner = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+        kept = KeptPrompt(len(prompt), self.accelerator.device)
+        with self.accelerator.autocast():
+            ids = torch.tensor([prompt], device=kept.device)
+            inner.get_decoder()(input_ids=ids, use_cache=False, **layout_inputs(kept, kept.positions()))
+        kept.close()
+        self._kept = kept
+        try:
+            yield
+        finally:
+            self._kept = None
+        kept.backward()
+
     def _packed_forward(
-        self, model: Any, rows: "list[tuple[list[int], list[int]]]", chunk: list[int], device: torch.device
+        self, model: Any, rows: Rows, chunk: Sequence[int], device: torch.device
     ) -> tuple[tuple[Tensor, Tensor], Tensor, Any]:
-        """One forward over the groups of some rows.
+        """One forward over the groups of some rows, or over the completions alone where their prompt is kept.
 
         The last token of a prompt predicts a different token in each completion, so every branch begins with a copy of
         it and ends before its own last token: each of its positions then predicts exactly one token.
@@ -146,24 +182,24 @@ class GroupedGRPOTrainer(GRPOTrainer):
         labels: list[int] = []
         order: list[tuple[int, int]] = []
         for prompt, members in groups.items():
-            ids += prompt[:-1]
-            labels += [-100] * (len(prompt) - 1)
+            if not self._kept:
+                ids += prompt[:-1]
+                labels += [-100] * (len(prompt) - 1)
             for row in (chunk[member] for member in members):
                 ids += [prompt[-1], *rows[row][1][:-1]]
                 labels += rows[row][1]
                 order += [(row, place) for place in range(len(rows[row][1]))]
-        packing = Packing(
-            tuple(len(prompt) - 1 for prompt in groups),
-            tuple(tuple(len(rows[chunk[member]][1]) for member in members) for members in groups.values()),
-            device,
-        )
+        lengths = [tuple(len(rows[chunk[member]][1]) for member in members) for members in groups.values()]
+        layout: Packing | Piece = Packing(tuple(len(prompt) - 1 for prompt in groups), tuple(lengths), device)
+        if self._kept:
+            layout = Piece(self._kept, lengths[0])
         shift_labels = torch.tensor([labels], device=device)
         with self.accelerator.autocast():
             outputs = model(
                 input_ids=torch.tensor([ids], device=device),
                 shift_labels=shift_labels,
                 fused_lm_head=True,
-                **layout_inputs(packing, packing.positions()),
+                **layout_inputs(layout, layout.positions()),
             )
         row_of, place_of = torch.tensor(order, device=device).T
         return (row_of, place_of), shift_labels != -100, outputs
@@ -178,28 +214,30 @@ class GroupedGRPOTrainer(GRPOTrainer):
         if "sampling_per_token_logps" in batch and not self.use_vllm:
             batch["old_per_token_logps"] = batch["sampling_per_token_logps"]
         total = torch.zeros((), device=self.accelerator.device)
-        for rows in self._micro_batches(batch):
-            micro_batch = {name: _rows_of(value, rows, len(batch["advantages"])) for name, value in batch.items()}
-            with self.compute_loss_context_manager():
-                loss = self.compute_loss(model, micro_batch) * self._share(batch, rows)
-            self.accelerator.backward(loss)
-            total += loss.detach()
+        rows, plan = self._micro_batches(batch)
+        for pieces in plan:
+            with self._keeping(model, rows, pieces):
+                for chunk in pieces:
+                    micro_batch = {name: _rows_of(value, chunk, len(rows)) for name, value in batch.items()}
+                    with self.compute_loss_context_manager():
+                        loss = self.compute_loss(model, micro_batch) * self._share(batch, chunk)
+                    self.accelerator.backward(loss)
+                    total += loss.detach()
         _fill_gradients(model)
         self._step += 1
         self._metrics["train"]["step_time"].append(time.perf_counter() - started)
         return total
 
-    def _micro_batches(self, batch: Inputs) -> list[list[int]]:
-        """Rows of each micro-batch, without those whose gradient is exactly zero."""
+    def _micro_batches(self, batch: Inputs) -> tuple[Rows, Plan]:
+        """The batch's rows, and which are computed together; without those whose gradient is exactly zero."""
         mask = batch["completion_mask"]
         teaches = mask.any(1)
         if self.beta == 0:
             teaches &= batch["advantages"] != 0
-        kept = teaches.nonzero()[:, 0].tolist()
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         rows = _tokens(ids, torch.cat([batch["prompt_mask"], mask], 1), mask.shape[1])
-        padded = None if self._shares else ids.shape[1]
-        return [[kept[i] for i in chunk] for chunk in _chunks([rows[row] for row in kept], self._budget, padded)]
+        taught = [(prompt, own if used else []) for (prompt, own), used in zip(rows, teaches.tolist(), strict=True)]
+        return rows, _plan(taught, self._budget, None if self._shares else ids.shape[1])
 
     def _share(self, batch: Inputs, rows: Sequence[int]) -> float:
         """Weight of a micro-batch's loss: TRL averages over its rows or tokens, and the step's are the whole."""
@@ -237,37 +275,59 @@ def _tokens(ids: Tensor, mask: Tensor, completion: int) -> list[tuple[list[int],
     ]
 
 
-def _chunks(
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]], budget: int, padded: int | None = None
-) -> list[list[int]]:
-    """Rows in chunks of at most `budget` tokens, a group together where it fits; empty completions are left out.
+def _plan(rows: Rows, budget: int, padded: int | None = None) -> Plan:
+    """Which rows are computed together: packed rows of whole groups, and the pieces of groups that are longer.
+
+    A packed row has at most `budget` tokens. Of a longer group, prompt and piece have at most as many, but a piece may
+    have a quarter of them whatever the prompt's length: smaller ones would not be worth a forward pass each. A single
+    longer completion goes alone. Rows without a completion are left out.
 
     Args:
-        rows: (prompt, completion) tokens.
-        budget: most tokens in a chunk.
+        rows: prompt and completion of each.
+        budget: see above.
         padded: tokens of a row where each row is computed by itself, padding included; None where prompts are shared.
 
-    >>> group = [([1, 2, 3], [4, 5]), ([1, 2, 3], [6]), ([7, 8], [9])]
-    >>> _chunks(group, 6), _chunks(group, 4), _chunks(group, 10, padded=5)
-    ([[0, 1], [2]], [[0], [1], [2]], [[0, 1], [2]])
+    >>> rows = [([1, 2, 3], [4, 5]), ([1, 2, 3], [6]), ([7, 8], [9])]
+    >>> _plan(rows, 7), _plan(rows, 4), _plan(rows, 10, padded=5)
+    ([[[0, 1, 2]]], [[[2]], [[0], [1]]], [[[0, 1]], [[2]]])
     """
-    chunks: list[list[int]] = []
+    kept = _with_tokens(rows)
+    if padded:
+        return [[[kept[i] for i in run]] for run in _runs([padded] * len(kept), budget)]
+    whole: list[tuple[list[int], int]] = []
+    cut: Plan = []
+    for prompt, members in _by_prompt([rows[row][0] for row in kept]).items():
+        group = [kept[member] for member in members]
+        own = [len(rows[row][1]) for row in group]
+        if len(prompt) - 1 + sum(own) <= budget:
+            whole.append((group, len(prompt) - 1 + sum(own)))
+            continue
+        pieces = [[group[i] for i in run] for run in _runs(own, max(budget - len(prompt) + 1, budget // 4))]
+        # A prompt of one token is its branches' first, so there is nothing to keep.
+        cut += [pieces] if len(prompt) > 1 else [[piece] for piece in pieces]
+    runs = _runs([cost for _, cost in whole], budget)
+    return [[[row for i in run for row in whole[i][0]]] for run in runs] + cut
+
+
+def _with_tokens(rows: Rows) -> list[int]:
+    return [row for row, (_, completion) in enumerate(rows) if completion]
+
+
+def _runs(costs: Sequence[int], most: int) -> list[list[int]]:
+    """Consecutive numbers of costs that sum to at most `most`; a higher one is alone.
+
+    >>> _runs([2, 2, 3, 9, 1], 4)
+    [[0, 1], [2], [3], [4]]
+    """
+    runs: list[list[int]] = []
     used = 0
-    open_prompts: set[tuple[int, ...]] = set()
-    for prompt, members in _by_prompt([prompt for prompt, _ in rows]).items():
-        for row in members:
-            length = len(rows[row][1])
-            if not length:
-                continue
-            alone = padded or len(prompt) - 1 + length
-            cost = padded or length + (0 if prompt in open_prompts else len(prompt) - 1)
-            if not chunks or used + cost > budget:
-                chunks.append([])
-                used, open_prompts, cost = 0, set(), alone
-            chunks[-1].append(row)
-            open_prompts.add(prompt)
-            used += cost
-    return chunks
+    for number, cost in enumerate(costs):
+        if not runs or used + cost > most:
+            runs.append([])
+            used = 0
+        runs[-1].append(number)
+        used += cost
+    return runs
 
 
 def _rows_of(value: Any, rows: list[int], batch_size: int) -> Any:

@@ -9,7 +9,7 @@ import torch
 from medgrpo.policies import load_tokenizer
 from medgrpo.testing import tiny_policy
 from medgrpo.training import logprobs
-from medgrpo.training.grouped import _by_prompt, _chunks
+from medgrpo.training.grouped import _by_prompt, _plan
 from tests.prefix.conftest import FAMILIES, tiny_model, with_lora
 
 GROUP, LENGTHS = 4, [7, 3, 9, 1, 5, 5, 2, 8, 6, 4, 9, 3]
@@ -297,19 +297,42 @@ def test_terms_of_a_whole_batch_are_not_cut(setting):
         assert (got[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-8, name
 
 
-def test_chunks_hold_every_row_once_within_the_budget():
-    """A chunk exceeds the budget only with a single row; rows of one prompt stay together where they fit."""
+def test_plans_hold_every_row_once_within_the_budget():
+    """No passes hold more than the budget, but for a single row, or a prompt and a quarter of it; no group is torn."""
     generator = torch.Generator().manual_seed(0)
-    prompts = [list(range(n)) for n in (9, 5, 14)]
-    rows = [(prompts[i % 3], [0] * int(torch.randint(0, 12, (), generator=generator))) for i in range(24)]
+    prompts = [list(range(n)) for n in (9, 5, 14, 1)]
+    rows = [(prompts[i % 4], [0] * int(torch.randint(0, 12, (), generator=generator))) for i in range(24)]
     for budget in (1, 20, 45, 1000):
-        chunks = _chunks(rows, budget)
-        assert sorted(row for chunk in chunks for row in chunk) == [i for i, row in enumerate(rows) if row[1]]
-        for chunk in chunks:
-            groups = _by_prompt([rows[row][0] for row in chunk])
-            used = sum(len(prompt) - 1 for prompt in groups) + sum(len(rows[row][1]) for row in chunk)
-            assert used <= budget or len(chunk) == 1
-    assert len(_chunks(rows, 1000)) == 1
+        plan = _plan(rows, budget)
+        assert sorted(row for pieces in plan for piece in pieces for row in piece) == [
+            i for i, row in enumerate(rows) if row[1]
+        ]
+        for pieces in plan:
+            shared = _by_prompt([rows[row][0] for piece in pieces for row in piece])
+            assert len(pieces) == 1 or len(shared) == 1
+            for piece in pieces:
+                used = sum(len(prompt) - 1 for prompt in shared) + sum(len(rows[row][1]) for row in piece)
+                quarter = max(len(prompt) - 1 for prompt in shared) + budget // 4
+                assert used <= max(budget, quarter if len(shared) == 1 else 0) or len(piece) == 1
+        for prompt in prompts:
+            places = [i for i, pieces in enumerate(plan) for piece in pieces for row in piece if rows[row][0] == prompt]
+            assert len(set(places)) == 1 or len(prompt) == 1
+    assert len(_plan(rows, 1000)) == 1
+
+
+@pytest.mark.slow
+def test_a_group_in_pieces_computes_its_prompt_once(setting, monkeypatch):
+    """However small the budget, each prompt and each completion token enters one forward pass of the loss."""
+    tokens = []
+    ours = build(setting, with_lora(tiny_model("llama")), 1)
+    batch = rollouts(ours)
+    embedding = ours.model.get_input_embeddings()
+    hook = embedding.register_forward_hook(lambda module, inputs, output: tokens.append(inputs[0].numel()))
+    step(ours, batch)
+    hook.remove()
+    taught = [(ADVANTAGES[i] != 0 and i != MASKED) * length for i, length in enumerate(LENGTHS)]
+    assert sum(tokens) == sum(taught) + 19 + 10
+    assert len(tokens) == 7 + 2
 
 
 def test_gradients_under_autocast_are_those_of_float32_but_for_rounding(setting):
