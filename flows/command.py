@@ -25,6 +25,9 @@ Overrides = Annotated[
 ]
 
 
+STOPPED = "\nstopped. The same command goes on where it was."
+
+
 def resolve(config: RunConfig | str) -> RunConfig:
     """The configuration itself, or that of the named profile."""
     return load_config(config) if isinstance(config, str) else config
@@ -44,6 +47,7 @@ def run(
 ) -> NoReturn:
     """Run a flow of a profile and show its summary; an error made on purpose ends in its sentence and exit code."""
     signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _terminate)
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(PlainErrors())
     try:
@@ -59,7 +63,14 @@ def run(
 def _stop(*_: object) -> None:
     """End at once on Ctrl-C: it also ended Prefect's temporary server, and asking that to record the end takes minutes.
 
-    The training process ends with this one; whatever is finished, checkpoints included, is found by the next run.
+    The training process notices within a second, saves its last step and ends too; whatever is finished, checkpoints
+    included, is found by the next run, which waits for that.
     """
-    typer.secho("\nstopped. The same command goes on where it was.", err=True, fg="yellow")
-    os._exit(130)
+    typer.secho(STOPPED, err=True, fg="yellow")
+    os._exit(128 + signal.SIGINT)
+
+
+def _terminate(*_: object) -> None:
+    """End on SIGTERM; Prefect, which handles it first while a flow runs, has then ended the training and said so."""
+    typer.secho(STOPPED, err=True, fg="yellow")
+    sys.exit(128 + signal.SIGTERM)

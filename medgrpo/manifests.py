@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,6 +21,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from medgrpo.errors import InputError
 
 MANIFEST = "manifest.json"
+COMPLETE = "complete"
+"""Mark of a directory that `seal` found whole."""
+PROBE_BYTES = 2**20
+
+_held: dict[Path, int] = {}
+"""Open files by which this process keeps directories from being cleaned away."""
 
 
 class Manifest(BaseModel):
@@ -46,7 +53,7 @@ class Manifest(BaseModel):
 
 
 def describe(directory: Path, ignore: str | None = None) -> Manifest:
-    """Hash a directory as it stands, its manifest file left out, and directories of the name `ignore`."""
+    """Hash a directory as it stands, its manifest file left out, and files and directories of the name `ignore`."""
     files = sorted(
         path
         for path in directory.rglob("*")
@@ -78,14 +85,14 @@ def build(target: Path, fill: Callable[[Path], object]) -> Manifest:
     work = target.with_name(f"{target.name}.partial")
     with friendly_disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.with_name(f"{target.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            existing = read_manifest(target)
-            if existing and verify(existing):
-                return existing
-            work.mkdir(exist_ok=True)
-            fill(work)
-            return _publish(work, target)
+        with locked(target.with_name(f"{target.name}.lock")):
+            manifest = read_manifest(target)
+            if not (manifest and verify(manifest)):
+                work.mkdir(exist_ok=True)
+                fill(work)
+                manifest = _publish(work, target)
+            hold(target / MANIFEST)
+            return manifest
 
 
 def _publish(work: Path, target: Path) -> Manifest:
@@ -98,6 +105,73 @@ def _publish(work: Path, target: Path) -> Manifest:
     return manifest
 
 
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """The lock of an artifact, a file that is made where it is missing; yields whether it was got.
+
+    Args:
+        path: the file.
+        wait: whether to wait for another process that has it, rather than yield False.
+    """
+    while True:
+        with path.open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                break
+            # Cleaning may have taken the file away between its opening and its locking: then nobody else sees this one.
+            if _is_at(path, lock.fileno()):
+                yield True
+                return
+    yield False
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def hold(file: Path) -> None:
+    """Keep the directory of a file from being cleaned away while this process lives; check afterwards that it is there.
+
+    Several processes may hold the same one. Nothing happens where the file is missing.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(file, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        earlier = _held.get(file)
+        _held[file] = descriptor
+        if earlier is not None:
+            os.close(earlier)
+
+
+def let_go() -> None:
+    """Hold nothing any more: for a process that goes on after its run."""
+    while _held:
+        os.close(_held.popitem()[1])
+
+
+@contextlib.contextmanager
+def unused(file: Path) -> Iterator[bool]:
+    """Whether no process holds, or has locked, a file; while the context lasts none can begin to. Makes no file."""
+    try:
+        descriptor = os.open(file, os.O_RDWR)
+    except FileNotFoundError:
+        yield True
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = True
+    except BlockingIOError:
+        free = False
+    try:
+        yield free
+    finally:
+        os.close(descriptor)
+
+
 def read_manifest(directory: Path) -> Manifest | None:
     """The manifest of an artifact directory; None where there is none, or none that can be read."""
     path = directory / MANIFEST
@@ -105,6 +179,33 @@ def read_manifest(directory: Path) -> Manifest | None:
         return Manifest.model_validate_json(path.read_bytes()) if path.is_file() else None
     except ValidationError:
         return None
+
+
+def seal(directory: Path) -> None:
+    """Mark a directory as whole, once everything in it is on disk, with the digest of what it holds.
+
+    Unlike a manifest the mark names no place, so a sealed directory may lie inside an artifact.
+    """
+    write_json(directory / COMPLETE, {"sha256": describe(directory, COMPLETE).sha256})
+
+
+def is_sealed(directory: Path) -> bool:
+    """Whether a directory still holds exactly what it was sealed with."""
+    try:
+        mark = json.loads((directory / COMPLETE).read_bytes())
+        return bool(mark["sha256"] == describe(directory, COMPLETE).sha256)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def require_space(directory: Path) -> None:
+    """Write a little into a directory, and remove it: some libraries hide why a write of theirs failed.
+
+    Raises:
+        OSError: the disk is full, or a file may not grow that large.
+    """
+    with tempfile.TemporaryFile(dir=directory) as stream:
+        stream.write(bytes(PROBE_BYTES))
 
 
 def write_json(path: Path, value: object) -> None:
@@ -133,7 +234,7 @@ def friendly_disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(f"no space left on the disk of {path}. Free some, or choose another place.") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise InputError(
                 f"{path} cannot be written ({error.strerror}). Choose a place you may write to."
             ) from error

@@ -3,12 +3,29 @@
 import errno
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from medgrpo.errors import InputError
-from medgrpo.manifests import MANIFEST, build, describe, friendly_disk_errors, read_manifest, verify, write_json
+from medgrpo.manifests import (
+    COMPLETE,
+    MANIFEST,
+    build,
+    describe,
+    friendly_disk_errors,
+    hold,
+    is_sealed,
+    let_go,
+    locked,
+    read_manifest,
+    seal,
+    unused,
+    verify,
+    write_json,
+)
 
 
 def fill(directory: Path) -> None:
@@ -170,3 +187,75 @@ def test_write_json_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError, match="no space left"), friendly_disk_errors(tmp_path):
         write_json(tmp_path / "a.json", {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_was_cleaned_away_is_no_lock(target: Path) -> None:
+    """Whoever waited for a lock whose file is gone meanwhile locks a new file, so that no two processes have it."""
+    path = target.parent / "x.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    waits = threading.Event()
+
+    def wait() -> bool:
+        waits.set()
+        with locked(path) as mine, locked(path, wait=False) as second:
+            return mine and path.exists() and not second
+
+    with ThreadPoolExecutor(1) as pool:
+        with locked(path):
+            waiting = pool.submit(wait)
+            waits.wait()
+            time.sleep(0.05)
+            path.unlink()
+        assert waiting.result(10)
+
+
+def test_several_hold_a_file_and_nobody_removes_it(tmp_path: Path) -> None:
+    """A held file is in use until it is let go; holding it again, or a missing one, does no harm."""
+    path = tmp_path / "a.json"
+    hold(path)
+    path.write_text("{}")
+    hold(path)
+    hold(path)
+    with unused(path) as free:
+        assert not free
+    let_go()
+    with unused(path) as free, unused(path) as second:
+        assert (free, second) == (True, False)
+    with unused(tmp_path / "none") as free:
+        assert free
+
+
+# --- seals
+
+
+def _flip(path: Path) -> None:
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _add(path: Path) -> None:
+    path.with_name("stray").touch()
+
+
+@pytest.mark.parametrize("harm", [_flip, _cut, _add, Path.unlink])
+def test_a_seal_holds_until_something_changes(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    """A sealed directory is whole, also where it is moved to; with a byte changed, cut, added or removed it is not."""
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "weights").write_bytes(bytes(range(256)))
+    assert not is_sealed(tmp_path / "new")
+    seal(tmp_path / "new")
+    moved = (tmp_path / "new").rename(tmp_path / "moved")
+    assert is_sealed(moved)
+    harm(moved / "weights")
+    assert not is_sealed(moved)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff"])
+def test_a_damaged_mark_seals_nothing(tmp_path: Path, content: bytes) -> None:
+    """An empty or garbled mark is no mark."""
+    seal(tmp_path)
+    (tmp_path / COMPLETE).write_bytes(content)
+    assert not is_sealed(tmp_path)

@@ -1,8 +1,11 @@
 """The training process: `python -m medgrpo.training DIRECTORY` does what DIRECTORY/job.json says."""
 
+import contextlib
 import json
 import logging
 import os
+import shutil
+import signal
 import sys
 import threading
 import time
@@ -11,23 +14,27 @@ from typing import Any
 
 from medgrpo.config import RunConfig
 from medgrpo.errors import MedgrpoError
-from medgrpo.manifests import friendly_disk_errors, write_json
+from medgrpo.manifests import friendly_disk_errors, is_sealed, seal, write_json
+from medgrpo.training.stopping import SAVE_SECONDS, Stopping, leave_note, only_writer
 
 logger = logging.getLogger("medgrpo.training")
 
 
 def main(directory: Path) -> int:
-    """Train as the job says; on a failure made on purpose, leave its message in failure.json."""
+    """Train as the job says; on a failure made on purpose, or a signal, leave a sentence in failure.json."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     _die_with_parent()
-    job = json.loads((directory / "job.json").read_text())
-    try:
-        with friendly_disk_errors(directory):
-            train(RunConfig.model_validate(job["config"]), Path(job["data"]), directory)
-    except MedgrpoError as error:
-        write_json(directory / "failure.json", {"kind": type(error).__name__, "message": str(error)})
-        logger.error("%s", error)
-        return error.exit_code
+    # Of several processes the first one writes.
+    first = os.environ.get("RANK", "0") == "0"
+    with only_writer(directory) if first else contextlib.nullcontext(), Stopping(directory):
+        job = json.loads((directory / "job.json").read_text())
+        try:
+            with friendly_disk_errors(directory):
+                train(RunConfig.model_validate(job["config"]), Path(job["data"]), directory)
+        except MedgrpoError as error:
+            leave_note(directory, error)
+            logger.error("%s", error)
+            return error.exit_code
     return 0
 
 
@@ -85,16 +92,24 @@ def adapter_change(before: Path | None, after: Path) -> float:
 
 
 def _phase(config: RunConfig, start: Path | None, directory: Path, rows: Any, metrics: Path, trainer: Any) -> Path:
-    """Run one phase unless its adapter is already there."""
+    """Run one phase unless its adapter is already there, and is what was saved."""
+    import torch
+
     from medgrpo.policies import load_trainable
 
     adapter = directory / "adapter"
-    if not adapter.is_dir():
+    if not is_sealed(adapter):
+        if adapter.exists():
+            logger.warning("%s is made again: it is not what was saved", adapter)
+            shutil.rmtree(adapter)
+        # A fresh adapter is random, and the trainers set the seed only after it.
+        torch.manual_seed(config.seed)
         model, tokenizer = load_trainable(config.policy, start)
         logger.info("%s: starting on %d rows", directory.name, len(rows))
         trainer(model, tokenizer, rows, config, directory, metrics)
         unfinished = directory / "adapter.partial"
         model.save_pretrained(unfinished, selected_adapters=["default"])
+        seal(unfinished)
         unfinished.rename(adapter)
     return adapter
 
@@ -126,13 +141,15 @@ def _flags(summary: dict[str, Any]) -> list[str]:
 
 
 def _die_with_parent() -> None:
-    """End this process when the one that follows it is gone, so that nothing trains unseen on its files."""
+    """Stop this process when the one that follows it is gone, so that nothing trains unseen on its files."""
     parent, started_by = int(os.environ.get("MEDGRPO_PARENT", "0")), os.getppid()
 
     def watch() -> None:
         # A killed parent that nobody waits for stays as a zombie, but its children get another parent at once.
         while _alive(parent) and os.getppid() == started_by:
             time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(SAVE_SECONDS)
         os._exit(9)
 
     if parent:

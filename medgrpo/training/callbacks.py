@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +11,11 @@ from typing import Any
 from transformers import TrainerCallback
 
 from medgrpo.errors import TrainingAlarm
-from medgrpo.manifests import write_json
-from medgrpo.training.metrics import read_metrics
+from medgrpo.manifests import COMPLETE, is_sealed, seal, write_json
+from medgrpo.training.metrics import gpu_memory, read_metrics
 from medgrpo.training.sampling import SpreadOrder
 from medgrpo.training.watch import ALWAYS_STOP, Watch
 
-COMPLETE = "complete"
 ORDER = "order.json"
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class MetricsFile(TrainerCallback):
             "time": time.time(),
             "seconds_left": round(seconds / done * (state.max_steps - state.global_step), 1),
             **{key: value for key, value in logs.items() if isinstance(value, int | float)},
+            **gpu_memory(),
         }
         row |= self._watch.look(row)
         if state.is_world_process_zero:
@@ -79,7 +80,7 @@ class MetricsFile(TrainerCallback):
 
 
 class CompleteCheckpoints(TrainerCallback):
-    """Marks a checkpoint as whole once everything in it is on disk; only a marked one is resumed from.
+    """Seals a checkpoint once everything in it is on disk; only a sealed one is resumed from. Older ones go.
 
     The last one that was saved while the watch was calm is kept until the next such one.
 
@@ -96,15 +97,15 @@ class CompleteCheckpoints(TrainerCallback):
             self._keep(args, state)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write the mark."""
-        if state.is_world_process_zero:
-            (_saved(args, state) / COMPLETE).touch()
+        """Write the mark, and remove what is not needed any more."""
         self._keep(args, state)
+        if state.is_world_process_zero:
+            seal(saved(args, state))
+            _prune(args, state)
 
     def _keep(self, args: Any, state: Any) -> None:
         if self._watch.calm:
-            # The trainer never deletes its best checkpoint.
-            state.best_model_checkpoint = str(_saved(args, state))
+            state.best_model_checkpoint = str(saved(args, state))
 
 
 class KeptOrder(TrainerCallback):
@@ -120,14 +121,41 @@ class KeptOrder(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write `order.json`."""
         if state.is_world_process_zero:
-            write_json(_saved(args, state) / ORDER, self._order.state())
+            write_json(saved(args, state) / ORDER, self._order.state())
 
 
-def _saved(args: Any, state: Any) -> Path:
+def saved(args: Any, state: Any) -> Path:
+    """Where the checkpoint of a trainer's present step has its place."""
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
 def last_complete_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint that was wholly written; None where there is none."""
-    marked = [path.parent for path in directory.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(marked, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    """The newest checkpoint that is whole and unchanged; None where there is none. Says which newer ones are not."""
+    for path in _newest_first(directory):
+        if is_sealed(path):
+            return path
+        logger.warning("%s is passed over: it is half-written, or was changed since", path)
+    return None
+
+
+def _newest_first(directory: Path) -> list[Path]:
+    return sorted(directory.glob("checkpoint-*[0-9]"), key=_step, reverse=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _prune(args: Any, state: Any) -> None:
+    """Keep `save_total_limit` checkpoints: the one just saved, the last good one, and the newest of the others.
+
+    One of a later step is from before a resume that passed it over.
+    """
+    newest = saved(args, state)
+    kept = {newest.name, Path(state.best_model_checkpoint or newest).name}
+    for path in _newest_first(newest.parent):
+        usable = _step(path) < state.global_step and (path / COMPLETE).is_file()
+        if usable and len(kept) < args.save_total_limit:
+            kept.add(path.name)
+        elif path.name not in kept:
+            shutil.rmtree(path)

@@ -14,6 +14,7 @@ from medgrpo.records import Record
 from medgrpo.rewards import reward_functions
 from medgrpo.training.callbacks import ORDER, CompleteCheckpoints, KeptOrder, MetricsFile, last_complete_checkpoint
 from medgrpo.training.grouped import GroupedGRPOTrainer
+from medgrpo.training.resumable import Moment, Resumable
 from medgrpo.training.sampling import LatePlaces, SpreadOrder, balanced_order
 from medgrpo.training.watch import Watch, completion_facts
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 SAME = 1e-6
 
 
-class WatchedGRPOTrainer(GroupedGRPOTrainer):
+class WatchedGRPOTrainer(Resumable, GroupedGRPOTrainer):
     """The trainer, with an order of prompts that may depend on what they earned, and with facts on the completions.
 
     Args:
@@ -53,6 +54,19 @@ class WatchedGRPOTrainer(GroupedGRPOTrainer):
         for name, value in {**facts, "watch/no_spread": 1 - sum(spread) / len(spread)}.items():
             self._log_metric(name, value)
         return rewards
+
+    def _is_exact(self, step: int) -> bool:
+        # A checkpoint holds no completions.
+        return step % self.num_iterations == 0
+
+    def _remember(self) -> Moment:
+        order = self._order.state() if isinstance(self._order, SpreadOrder) else None
+        return {**super()._remember(), "order": order}
+
+    def _wind_back(self, moment: Moment) -> None:
+        super()._wind_back(moment)
+        if isinstance(self._order, SpreadOrder):
+            self._order.restore(moment["order"])
 
 
 def train_grpo(model: Any, tokenizer: Any, rows: "Dataset", config: RunConfig, directory: Path, metrics: Path) -> None:
@@ -148,7 +162,7 @@ def _arguments(config: RunConfig, directory: Path) -> Any:
         save_strategy="steps",
         # A checkpoint holds no completions: resumed between two passes over the same ones, others would be written.
         save_steps=math.ceil(grpo.save_steps / grpo.num_iterations) * grpo.num_iterations,
-        save_total_limit=2,
+        save_total_limit=config.keep_checkpoints,
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to="none",

@@ -14,8 +14,11 @@ from typing import Any
 from medgrpo import errors
 from medgrpo.config import RunConfig
 from medgrpo.errors import TrainingCrashed
-from medgrpo.manifests import write_json
+from medgrpo.logs import module_options
+from medgrpo.manifests import friendly_disk_errors, require_space, write_json
+from medgrpo.resources import LEDGER, Meter
 from medgrpo.training.metrics import METRICS_FILE
+from medgrpo.training.stopping import FAILURE_FILE, SAVE_SECONDS, only_writer
 
 POLL_SECONDS = 0.5
 LOG_LINES = 15
@@ -49,13 +52,14 @@ def run(config: RunConfig, data: Path, directory: Path, on_progress: Progress = 
         The content of training.json.
 
     Raises:
-        TrainingCrashed: the process was killed, ran out of memory or of time; calling again resumes it.
+        TrainingCrashed: the process was stopped or killed, ran out of memory or of time; calling again resumes it.
         TrainingAlarm: it stopped itself, because going on was pointless.
         InputError: it cannot run with these settings.
     """
-    write_json(directory / "job.json", {"config": config.model_dump(mode="json"), "data": str(data.absolute())})
-    (directory / "failure.json").unlink(missing_ok=True)
-    _cut_torn_row(directory / METRICS_FILE)
+    with only_writer(directory):
+        write_json(directory / "job.json", {"config": config.model_dump(mode="json"), "data": str(data.absolute())})
+        (directory / FAILURE_FILE).unlink(missing_ok=True)
+        _cut_torn_row(directory / METRICS_FILE)
     with (directory / "train.log").open("a") as log:
         process = subprocess.Popen(
             _command(config, directory),
@@ -66,7 +70,8 @@ def run(config: RunConfig, data: Path, directory: Path, on_progress: Progress = 
             env={**CHILD_ENVIRONMENT, **os.environ, "MEDGRPO_PARENT": str(os.getpid())},
         )
         try:
-            _follow(process, directory / METRICS_FILE, on_progress, config.training_timeout_minutes * 60)
+            with Meter(process.pid, directory / LEDGER):
+                _follow(process, directory / METRICS_FILE, on_progress, config.training_timeout_minutes * 60)
         finally:
             _end(process)
     if process.returncode:
@@ -75,7 +80,7 @@ def run(config: RunConfig, data: Path, directory: Path, on_progress: Progress = 
 
 
 def _command(config: RunConfig, directory: Path) -> list[str]:
-    module = ["-m", "medgrpo.training", str(directory)]
+    module = [*module_options("medgrpo.training"), str(directory)]
     if config.processes == 1:
         return [sys.executable, *module]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
@@ -119,11 +124,11 @@ def _report(metrics: Path, position: int, on_progress: Progress) -> int:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Stop the process and everything it started."""
+    """Stop the process, which saves its last step first, and everything it started."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)
         try:
-            process.wait(10)
+            process.wait(SAVE_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -134,10 +139,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _failure(code: int, directory: Path) -> errors.MedgrpoError:
     """The error that a failed training process means."""
-    note = directory / "failure.json"
+    note = directory / FAILURE_FILE
     if note.is_file():
         failure = json.loads(note.read_text())
         return getattr(errors, failure["kind"])(failure["message"])
+    with friendly_disk_errors(directory):
+        # A full disk has no room for a note either.
+        require_space(directory)
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     hint = " (out of memory? lower grpo.micro_batch_tokens)" if code == -signal.SIGKILL else ""
     tail = "\n".join((directory / "train.log").read_text(errors="replace").splitlines()[-LOG_LINES:])

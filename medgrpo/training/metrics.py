@@ -1,6 +1,7 @@
 """Read `metrics.jsonl`, the append-only record of a training."""
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,3 +60,14 @@ def parse_rows(text: str) -> Iterator[dict[str, Any]]:
     for line in text.splitlines(keepends=True):
         if line.endswith("\n") and line.strip():
             yield json.loads(line)
+
+
+def gpu_memory() -> dict[str, int]:
+    """Most GPU memory that tensors of this process took, and that PyTorch reserved for them, in bytes; {} without."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return {}
+    return {
+        "gpu_memory_allocated": torch.cuda.max_memory_allocated(),
+        "gpu_memory_reserved": torch.cuda.max_memory_reserved(),
+    }

@@ -24,11 +24,23 @@ def settle(config: RunConfig, directory: Path) -> RunConfig:
     if config.policy.autocast != "auto":
         return config
     kept = directory / DECISION_FILE
-    if not kept.is_file():
-        write_json(kept, {"autocast": "bfloat16" if bfloat16_pays() else "none"})
-    decision = json.loads(kept.read_text())["autocast"]
+    decision = _kept(kept)
+    if not decision:
+        decision = "bfloat16" if bfloat16_pays() else "none"
+        write_json(kept, {"autocast": decision})
     logger.info("policy.autocast is %r on this machine", decision)
     return config.model_copy(update={"policy": config.policy.model_copy(update={"autocast": decision})})
+
+
+def _kept(decision: Path) -> str | None:
+    """What was decided before; None where nothing was, or where the file is damaged."""
+    try:
+        return str(json.loads(decision.read_bytes())["autocast"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        logger.warning("%s cannot be read, so it is decided anew", decision)
+        return None
 
 
 def bfloat16_pays() -> bool:

@@ -8,9 +8,10 @@ from trl import SFTTrainer
 from medgrpo.completions import render_completion
 from medgrpo.errors import InputError
 from medgrpo.records import Verdict
+from medgrpo.training.resumable import Resumable
 
 
-class VerdictWeightedTrainer(SFTTrainer):
+class VerdictWeightedTrainer(Resumable, SFTTrainer):
     """TRL's loss, with the verdict's token counted `verdict_weight` times."""
 
     def __init__(self, *args: Any, verdict_weight: float, **options: Any) -> None:

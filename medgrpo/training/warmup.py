@@ -77,7 +77,7 @@ def _arguments(config: RunConfig, directory: Path) -> Any:
         seed=config.seed,
         save_strategy="steps",
         save_steps=warmup.save_steps,
-        save_total_limit=2,
+        save_total_limit=config.keep_checkpoints,
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to="none",

@@ -9,9 +9,9 @@ import pytest
 
 from medgrpo.config import RunConfig, WatchConfig
 from medgrpo.errors import TrainingAlarm
+from medgrpo.manifests import seal
 from medgrpo.training import callbacks
 from medgrpo.training.callbacks import (
-    COMPLETE,
     ORDER,
     CompleteCheckpoints,
     KeptOrder,
@@ -43,8 +43,12 @@ def checkpoint(directory, step, complete=True):
     path = directory / f"checkpoint-{step}"
     path.mkdir(parents=True)
     if complete:
-        (path / COMPLETE).touch()
+        seal(path)
     return path
+
+
+def arguments_for(directory, keep=2):
+    return SimpleNamespace(output_dir=str(directory), save_total_limit=keep)
 
 
 def test_a_metrics_row_says_phase_step_steps_and_time_left(tmp_path):
@@ -137,7 +141,7 @@ def test_an_alarm_that_stops_names_the_last_good_checkpoint_and_the_way_on(tmp_p
     """The sentence says what is wrong, which checkpoint is from before the trouble, and how to go on all the same."""
     watch = watching(span=1, patience=3, action="stop")
     callback, marks = started(tmp_path / "metrics.jsonl", watch=watch), CompleteCheckpoints(watch)
-    arguments = SimpleNamespace(output_dir=str(tmp_path))
+    arguments = arguments_for(tmp_path)
 
     def save(now):
         checkpoint(tmp_path, now.global_step, complete=False)
@@ -178,7 +182,7 @@ def test_rows_of_the_other_phase_are_not_this_phases_past(tmp_path, phase):
 def test_a_checkpoint_from_before_the_trouble_is_kept(tmp_path):
     """While there is trouble the trainer's best checkpoint stays the last one from before, which it never deletes."""
     watch = watching(span=1, patience=2)
-    marks, arguments, best = CompleteCheckpoints(watch), SimpleNamespace(output_dir=str(tmp_path)), []
+    marks, arguments, best = CompleteCheckpoints(watch), arguments_for(tmp_path), []
 
     def save(now):
         checkpoint(tmp_path, now.global_step, complete=False)
@@ -196,7 +200,7 @@ def test_a_resumed_training_takes_its_checkpoint_for_good_if_it_is(tmp_path, ste
     kl_rows(started(path, watch=watching(span=1)), [0.1, 0.1, 2.0])
     watch = watching(span=1)
     for callback in (MetricsFile(path, "grpo", watch), CompleteCheckpoints(watch)):
-        callback.on_train_begin(SimpleNamespace(output_dir=str(tmp_path)), now, None)
+        callback.on_train_begin(arguments_for(tmp_path), now, None)
     assert now.best_model_checkpoint == (best and str(tmp_path / best))
 
 
@@ -205,7 +209,7 @@ def test_the_order_is_written_into_the_checkpoint(tmp_path):
     order = SpreadOrder(["yes"] * 5, 4, 2, 0.0, 0)
     drawn = order[:2]
     order.learn([True, False])
-    path, arguments = checkpoint(tmp_path, 1, complete=False), SimpleNamespace(output_dir=str(tmp_path))
+    path, arguments = checkpoint(tmp_path, 1, complete=False), arguments_for(tmp_path)
     KeptOrder(order).on_save(arguments, state(1, main_process=False), None)
     assert list(path.iterdir()) == []
     KeptOrder(order).on_save(arguments, state(1), None)
@@ -214,7 +218,7 @@ def test_the_order_is_written_into_the_checkpoint(tmp_path):
 
 def test_a_saved_checkpoint_is_marked_by_the_main_process(tmp_path):
     """The mark is written after the save, and only by one process."""
-    arguments = SimpleNamespace(output_dir=str(tmp_path))
+    arguments = arguments_for(tmp_path)
     path = checkpoint(tmp_path, 5, complete=False)
     CompleteCheckpoints(watching()).on_save(arguments, state(5, main_process=False), None)
     assert last_complete_checkpoint(tmp_path) is None
@@ -242,3 +246,18 @@ def test_checkpoints_are_ordered_by_number_not_by_name(tmp_path):
 def test_without_a_checkpoint_there_is_none(tmp_path, exists):
     """A new run starts from the beginning, whether or not its directory exists."""
     assert last_complete_checkpoint(tmp_path if exists else tmp_path / "missing") is None
+
+
+def test_older_checkpoints_go_and_the_last_calm_one_stays(tmp_path):
+    """As many are kept as the setting says: the newest, the last calm one, whole ones before it; a half-written one, or
+    one of a later step that a resume passed over, is removed."""
+    watch = SimpleNamespace(calm=True)
+    marks, arguments, now = CompleteCheckpoints(watch), arguments_for(tmp_path, keep=3), state(0)
+    for step, calm in ((1, True), (2, True), (3, False), (4, False), (5, False)):
+        watch.calm, now.global_step = calm, step
+        checkpoint(tmp_path, step, complete=False)
+        if step == 4:
+            checkpoint(tmp_path, 9)
+            (tmp_path / "checkpoint-3" / "complete").unlink()
+        marks.on_save(arguments, now, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]

@@ -9,10 +9,11 @@ import torch
 
 from medgrpo.config import GrpoConfig, RunConfig, WatchConfig
 from medgrpo.errors import TrainingAlarm
+from medgrpo.manifests import COMPLETE
 from medgrpo.rewards import PILLARS
 from medgrpo.testing import tiny_record
 from medgrpo.training import grpo
-from medgrpo.training.callbacks import COMPLETE, ORDER, CompleteCheckpoints, KeptOrder, MetricsFile
+from medgrpo.training.callbacks import ORDER, CompleteCheckpoints, KeptOrder, MetricsFile
 from medgrpo.training.metrics import raised_alarms
 from medgrpo.training.sampling import SpreadOrder, balanced_order
 from medgrpo.training.watch import SMOOTHED, Watch, completion_facts

@@ -19,10 +19,10 @@ import pytest
 
 from medgrpo.config import RunConfig
 from medgrpo.errors import InputError, TrainingAlarm, TrainingCrashed
-from medgrpo.manifests import describe, write_json
+from medgrpo.manifests import COMPLETE, describe, write_json
 from medgrpo.testing import tiny_config
 from medgrpo.training import launch
-from medgrpo.training.callbacks import COMPLETE, last_complete_checkpoint
+from medgrpo.training.callbacks import last_complete_checkpoint
 from medgrpo.training.metrics import read_metrics
 
 OPENING = "<thought>Mean pain fell with the treatment, and more so than it did with placebo.</thought><answer>"
@@ -262,7 +262,7 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path, instead, monkeypatch
     with pytest.raises(TrainingCrashed, match="training_timeout_minutes"):
         launch.run(RunConfig(training_timeout_minutes=1 / 60), tmp_path, tmp_path)
     assert (tmp_path / "ready").exists()
-    assert waits == [10, None]
+    assert waits == [launch.SAVE_SECONDS, None]
     assert processes(tmp_path) == []
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from medgrpo import policies, preparation
 from medgrpo.config import RunConfig
 from medgrpo.errors import InputError, MedgrpoError, ServiceUnreachable, TrainingAlarm
-from medgrpo.manifests import write_json
+from medgrpo.manifests import seal, write_json
 from medgrpo.prompts import render_prompt
 from medgrpo.testing import tiny_config, tiny_record
 from medgrpo.training import __main__ as process
@@ -132,7 +133,7 @@ def loads(monkeypatch):
 
 def test_a_finished_phase_is_not_repeated(tmp_path, loads):
     """Where the adapter is, neither model nor trainer is started again."""
-    (tmp_path / "warmup" / "adapter").mkdir(parents=True)
+    seal(tmp_path / "warmup" / "adapter")
     found = process._phase(RunConfig(), None, tmp_path / "warmup", [], tmp_path / "metrics.jsonl", None)
     assert found == tmp_path / "warmup" / "adapter"
     assert loads == []
@@ -207,8 +208,7 @@ def test_a_disabled_warmup_is_left_out(stubbed, loads):
 def test_a_finished_warmup_is_not_repeated_after_a_restart(stubbed):
     """A process killed in GRPO starts with GRPO the next time."""
     process.train(RunConfig(), stubbed.data, stubbed.work)
-    (stubbed.work / "grpo" / "adapter" / "adapter_model.safetensors").unlink()
-    (stubbed.work / "grpo" / "adapter").rmdir()
+    shutil.rmtree(stubbed.work / "grpo" / "adapter")
     process.train(RunConfig(), stubbed.data, stubbed.work)
     assert stubbed.ran == ["warmup", "grpo", "grpo"]
 

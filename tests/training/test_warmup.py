@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from medgrpo.config import RunConfig, WarmupConfig
+from medgrpo.manifests import COMPLETE, seal
 from medgrpo.training import warmup
-from medgrpo.training.callbacks import COMPLETE, CompleteCheckpoints, MetricsFile
+from medgrpo.training.callbacks import CompleteCheckpoints, MetricsFile
 from medgrpo.training.warmup import balanced_order
 
 # field -> (a value that is not the default, the field of SFTConfig, what must stand there)
@@ -136,7 +137,7 @@ def test_the_trainer_gets_the_callbacks_and_the_last_complete_checkpoint(tmp_pat
     for step, marked in ((20, True), (40, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if marked:
-            (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
+            seal(tmp_path / f"checkpoint-{step}")
     warmup.train_warmup(SimpleNamespace(), None, rows, RunConfig(), tmp_path, tmp_path / "metrics.jsonl")
     assert [type(callback) for callback in trainers[0].given["callbacks"]] == [MetricsFile, CompleteCheckpoints]
     assert trainers[0].resumed_from == str(tmp_path / "checkpoint-20")
