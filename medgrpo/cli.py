@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.filesize import decimal
 
 from medgrpo import review_command
 from medgrpo.errors import InputError, MedgrpoError
@@ -164,6 +165,32 @@ def export(
         typer.echo(f"largest difference of a logit from base and adapter: {exported.difference:.1e}")
     if push:
         typer.echo(f"pushed: {exporting.push(to, push)}")
+
+
+@app.command()
+def clean(
+    keep: Annotated[int, typer.Option(metavar="N", help="How many of the newest runs are kept.")] = 5,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this, only list what would go.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a list.")] = False,
+    profile: Annotated[str, typer.Option(help="Profile that names the runs directory.")] = "demo",
+    overrides: SetOption = None,
+) -> None:
+    """List what old runs left in the runs directory, or remove it; registered versions are never touched."""
+    from medgrpo import retention
+    from medgrpo.config import load_config
+
+    config = load_config(profile, overrides or [])
+    plan = retention.clean(config, keep) if yes else retention.survey(config, keep)
+    if as_json:
+        typer.echo(json.dumps({**plan.as_dict(), "removed": yes}, indent=2))
+        return
+    for entry in (*plan.remove, *plan.left):
+        place = entry.path.relative_to(plan.runs_dir)
+        what = entry.kind if entry.goes else "left alone"
+        typer.echo(f"{decimal(entry.bytes):>10}  {what:<10}  {place}: {entry.reason}")
+    kept = f"Kept: {', '.join(plan.kept) or 'no run'}."
+    total = f"{decimal(plan.bytes)} in {len(plan.remove)} place{'s' * (len(plan.remove) != 1)}"
+    typer.echo(f"{kept}\nRemoved {total}." if yes else f"{kept}\nWould remove {total}; --yes does it.")
 
 
 @app.command()

@@ -9,9 +9,12 @@ from typing import Any
 
 from medgrpo.config import RunConfig
 from medgrpo.errors import InputError
-from medgrpo.manifests import Manifest, friendly_disk_errors, write_json
+from medgrpo.manifests import Manifest, friendly_disk_errors, hold, write_json
 from medgrpo.provenance import environment, git_commit
+from medgrpo.resources import sentence
 
+RESOURCES = {"run": "This run took", "training": "Its training, all attempts, took"}
+CONFIG_FILE, SUMMARY_FILE, LATEST = "config.json", "summary.json", "latest"
 MAIN_METRICS = {"accuracy": "accuracy", "macro-F1": "macro_f1", "strict form": "strict_form", "grounding": "grounding"}
 """What short tables show of an evaluation, and under which name metrics.json has it."""
 
@@ -27,14 +30,17 @@ def open_run_directory(config: RunConfig, prefix: str = "") -> tuple[RunConfig, 
         InputError: the name is not a plain directory name, or the disk is full or not writable.
     """
     name = config.name or f"{prefix}{config.profile}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    if Path(name).name != name or name.startswith(".") or name == "latest":
+    if Path(name).name != name or name.startswith(".") or name == LATEST:
         raise InputError(
             f"name {name!r}: expected a plain directory name, other than 'latest' and not starting with '.'."
         )
     config = config.model_copy(update={"name": name})
     directory = config.runs_dir.absolute() / name
     with friendly_disk_errors(directory):
-        write_json(directory / "config.json", config.model_dump(mode="json"))
+        # An earlier run of this name may be cleaned away just now.
+        hold(directory / CONFIG_FILE)
+        write_json(directory / CONFIG_FILE, config.model_dump(mode="json"))
+        hold(directory / CONFIG_FILE)
     return config, directory
 
 
@@ -56,7 +62,7 @@ def show_result(directory: Path, name: str, manifest: Manifest) -> None:
     if report.is_file():
         link(directory / report.name, report)
     if (directory / "train").is_dir():
-        link(directory.parent / "latest", directory)
+        link(directory.parent / LATEST, directory)
 
 
 def summarize(
@@ -121,6 +127,8 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
     if model := summary.get("model"):
         alias = ", ".join(model["aliases"]) or "no alias"
         notes.append(f"Registered as {model['name']} version {model['version']} ({alias}).")
+    for kind, used in summary.get("resources", {}).items():
+        notes.append(f"{RESOURCES[kind]} {sentence(used)}.")
     notes += [f"**Flag:** {flag}" for flag in summary.get("flags", [])]
     return "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n"
 

@@ -163,7 +163,7 @@ def test_score_directory(run: Run, truth: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--profile", "dmo"], "unknown profile 'dmo'; did you mean 'demo'?"),
+        (["--profile", "dmo"], "unknown profile 'dmo'; did you mean 'demo' or 'smoke'?"),
         (["--profile", "none.toml"], "none.toml: no such profile file"),
         (["--set", "grpo.stepz=1"], "unknown setting 'grpo.stepz'; did you mean 'steps'"),
         (["--set", "data.fold=77"], "setting 'data.fold' is 77"),
