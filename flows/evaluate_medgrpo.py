@@ -12,8 +12,9 @@ from medgrpo import runs
 from medgrpo.config import RunConfig
 from medgrpo.manifests import write_json
 from medgrpo.registry import champion_uri
+from medgrpo.resources import Meter, report
 from medgrpo.stages import with_base
-from tasks.running import run_stage
+from tasks.running import name_lines, run_stage
 from tasks.stages import compare, locate, prepare
 
 
@@ -31,7 +32,9 @@ def evaluate_medgrpo(
         model: the model in question; unset, the registry's champion.
         against: the model it is compared with; unset, the profile's base model.
     """
+    meter = Meter()
     config, directory = runs.open_run_directory(resolve(config), prefix="evaluate-")
+    name_lines(config.name)
     reference = {"against": against} if against else {"base": config.policy.base}
     models = {**reference, "evaluated": model or champion_uri(config)}
     located = {name: locate(config, source) for name, source in models.items()}
@@ -41,6 +44,7 @@ def evaluate_medgrpo(
     runs.show_result(directory, "evaluation", evaluated.manifest)
     rows = [stage.as_row() for stage in (data, evaluated)]
     summary = runs.summarize_evaluation(config, rows, evaluated.manifest, str(flow_run.id)) | {"compared": models}
+    summary["resources"] = report(meter.stop(), rows)
     write_json(directory / "summary.json", summary)
     create_markdown_artifact(runs.summary_markdown(summary), key="evaluate-medgrpo-summary")
     return summary

@@ -11,21 +11,25 @@ from flows.command import Overrides, Profile, resolve, run
 from medgrpo import runs
 from medgrpo.config import RunConfig
 from medgrpo.manifests import write_json
+from medgrpo.resources import Meter, report
 from medgrpo.stages import read_registration, registration_holds
-from tasks.running import run_stage
+from tasks.running import name_lines, run_stage
 from tasks.stages import audit, evaluate, fetch_champion, prepare, register, train
 
 
 @flow(name="train-medgrpo")
-def train_medgrpo(config: RunConfig | str = "demo") -> dict[str, Any]:
+def train_medgrpo(config: RunConfig | str = "demo", reason: str = "") -> dict[str, Any]:
     """Prepare, attack the rewards, train, evaluate against base and champion, register; returns the run's summary.
 
     Every stage is cached and retried; the run leaves runs/<name>/ with its report and summary.json.
 
     Args:
         config: every setting of the run, or the name of a profile.
+        reason: why, in a sentence; a tag of the MLflow run and of the version.
     """
+    meter = Meter()
     config, directory = runs.open_run_directory(resolve(config))
+    name_lines(config.name)
     data = run_stage(prepare, config)
     runs.show_result(directory, "data", data.manifest)
     audited = run_stage(audit, config, data.manifest)
@@ -40,6 +44,7 @@ def train_medgrpo(config: RunConfig | str = "demo") -> dict[str, Any]:
     stages = [stage.as_row() for stage in (data, audited, trained, evaluated, registered)]
     registration = read_registration(registered.manifest)
     summary = runs.summarize(config, stages, evaluated.manifest, trained.manifest, registration, str(flow_run.id))
+    summary["resources"] = report(meter.stop(), stages, config.processes, trained.manifest.path)
     write_json(directory / "summary.json", summary)
     create_markdown_artifact(runs.summary_markdown(summary), key="train-medgrpo-summary")
     return summary

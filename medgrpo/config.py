@@ -120,8 +120,8 @@ class GrpoConfig(Settings):
     group_size: int = Field(default=4, ge=2)
     """G, sampled completions per prompt; the group's mean reward is the baseline."""
     micro_batch_tokens: PositiveInt = 1024
-    """Tokens held at once in forward and backward passes, each prompt counted once for its group; bounds memory. A group
-    that is longer comes in pieces, its prompt still computed once; a piece may have a quarter of this in any case."""
+    """Tokens held at once in forward and backward passes, each prompt counted once for its group; bounds memory. A
+    longer group comes in pieces, its prompt still computed once; a piece may have a quarter of this in any case."""
     learning_rate: PositiveFloat = 1e-5
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -330,6 +330,16 @@ class GateConfig(Settings):
     that, here one point."""
 
 
+class RetrainConfig(Settings):
+    """What retrain-medgrpo looks at, beside new data, for a reason to train."""
+
+    fresh: Path | None = None
+    """pubmedqa only: file of labelled records in the form of `ori_pqal.json` that came after those of the data. The
+    champion answers them, and training starts where its accuracy has surely fallen below what its evaluation found."""
+    fresh_cases: PositiveInt = 50
+    """Fresh records that it takes to conclude anything: fewer know an accuracy no better than to ±14 points."""
+
+
 class TrackingConfig(Settings):
     """Where runs, metrics and model versions go."""
 
@@ -363,6 +373,9 @@ class RunConfig(Settings):
     """What a hole in the rewards, found by attacking them on every training record, does to a run before it trains."""
     training_timeout_minutes: PositiveFloat = 24 * 60
     """The training process is stopped after this long; a retry resumes it."""
+    keep_checkpoints: int = Field(default=2, ge=2)
+    """Checkpoints of a phase that are kept, the watch's last good one among them. With only one, damage to it would
+    cost the whole phase."""
     data: DataConfig = DataConfig()
     policy: PolicyConfig = PolicyConfig()
     warmup: WarmupConfig = WarmupConfig()
@@ -371,6 +384,7 @@ class RunConfig(Settings):
     rewards: RewardConfig = RewardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
+    retrain: RetrainConfig = RetrainConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

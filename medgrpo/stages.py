@@ -23,6 +23,7 @@ from medgrpo.provenance import PACKAGE, code_version, fingerprint
 
 if TYPE_CHECKING:
     from medgrpo.evaluation.asking import Contestant
+    from medgrpo.registry import Registration
 
 ARTIFACTS, MODEL = ".artifacts", "model"
 VERSION_FILE, CHAMPION_FILE = "version.json", "champion.json"
@@ -168,7 +169,7 @@ def evaluate(
     def fill(directory: Path) -> None:
         report = AuditReport.read(audited.path / "audit.json")
         rival = Contestant("champion", str(champion.model.path / MODEL)) if champion.model else None
-        answers, training = _answers_directory(config), Training(trained.path, report, rival, champion.unknown)
+        answers, training = answers_directory(config), Training(trained.path, report, rival, champion.unknown)
         evaluate_training(config, data.path, training, directory, answers, on_progress)
         write_json(directory / CHAMPION_FILE, {"digest": champion.digest})
 
@@ -196,7 +197,7 @@ def compare(
     identities = [(one.name, one.identity()) for one in asked]
 
     def fill(directory: Path) -> None:
-        evaluate_models(config, data.path, asked, directory, _answers_directory(config), on_progress)
+        evaluate_models(config, data.path, asked, directory, answers_directory(config), on_progress)
 
     key = f"evaluation-{fingerprint({'models': identities, **_evaluation_inputs(config, data)})}"
     return build(_target(config, key), fill)
@@ -210,6 +211,44 @@ def contestants(config: RunConfig, models: Mapping[str, str]) -> "list[Contestan
     return [Contestant(name, policy.base, revision=policy.revision) for name, policy in policies.items()]
 
 
+def ask_fresh(
+    config: RunConfig, data: Manifest, champion: "Registration", on_progress: Callable[[str, int, int], None]
+) -> Manifest:
+    """What the champion makes of fresh labelled records (see `medgrpo.retraining`).
+
+    Args:
+        config: the run's settings.
+        data: the prepared data, whose records are not fresh.
+        champion: the version in use; it is fetched only if it has to answer.
+        on_progress: called with (model name, answers so far, cases).
+    """
+    from medgrpo import retraining
+
+    def fill(directory: Path) -> None:
+        fresh = retraining.find_fresh(config, data.path)
+        rows: list[dict[str, Any]] = []
+        if fresh.counts.n >= config.retrain.fresh_cases:
+            [model] = contestants(config, {"champion": locate(config, champion.uri)})
+            rows = retraining.ask(config, fresh.records, model, answers_directory(config), on_progress)
+        retraining.write_measured(directory, fresh, rows)
+
+    return build(_target(config, fresh_key(config, data, champion)), fill)
+
+
+def fresh_key(config: RunConfig, data: Manifest, champion: "Registration") -> str:
+    """Key of a champion's answers to fresh records: its weights, the records, the data, and how it is asked."""
+    inputs = {
+        "champion": champion.digest,
+        "fresh": _content(config.retrain.fresh) if config.retrain.fresh else None,
+        "cases": config.retrain.fresh_cases,
+        "completion": config.grpo.max_completion_length,
+        "data": data.path.name,
+        "evaluation": config.evaluation.model_dump(),
+        "code": code_version("medgrpo.retraining"),
+    }
+    return f"fresh-{fingerprint(inputs)}"
+
+
 def _evaluation_inputs(config: RunConfig, data: Manifest) -> dict[str, Any]:
     return {
         "data": data.path.name,
@@ -221,7 +260,7 @@ def _evaluation_inputs(config: RunConfig, data: Manifest) -> dict[str, Any]:
     }
 
 
-def _answers_directory(config: RunConfig) -> Path:
+def answers_directory(config: RunConfig) -> Path:
     """Where answers are kept between evaluations, while what gives them is the same code."""
     return config.runs_dir / ARTIFACTS / f"answers-{code_version('medgrpo.evaluation.generate', 'medgrpo.policies')}"
 

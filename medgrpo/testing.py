@@ -1,4 +1,4 @@
-"""What tests of medgrpo, and of what is built on it, need: a tiny model, tiny records, a tiny run, a tiny version."""
+"""What tests of medgrpo, and of what is built on it, need: tiny models, tiny records, a tiny run, a tiny version."""
 
 import contextlib
 import tempfile
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from medgrpo.config import RunConfig, parse_config, resolve_mlflow_uri
 from medgrpo.manifests import describe, write_text
 from medgrpo.prompts import SYSTEM, gold_completion
-from medgrpo.records import Record
+from medgrpo.records import Record, Verdict
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,6 +58,52 @@ def tiny_policy(directory: Path) -> Path:
     return directory
 
 
+def talking_policy(directory: Path, *verdicts: Verdict) -> Path:
+    """Save a small random Llama that speaks in tokens, each a whole answer with one of the verdicts.
+
+    With one verdict it gives that to every question. `grpo.max_completion_length = 1` lets it say one token.
+    """
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    thought = "<thought>It fell by 6, and 99 died.</thought>"
+    spoken = [f"{thought}<answer>{verdict}</answer>" for verdict in verdicts]
+    if len(verdicts) == 1:
+        spoken.append(f"{spoken[0]} ")
+    words = ["<pad>", "<|im_end|>", "<unk>", *spoken, *(chr(code) for code in range(33, 127))]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<|im_end|>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }} : {{ m.content }} <|im_end|> {% endfor %}"
+        "{% if add_generation_prompt %}assistant : {% endif %}"
+    )
+    torch.manual_seed(0)
+    settings = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    )
+    model = LlamaForCausalLM(settings)
+    said = slice(3, 3 + len(spoken))
+    with torch.no_grad():
+        answers = model.lm_head.weight[said].clone()
+        if len(verdicts) == 1:
+            # Of an answer and its mirror image one is always likelier than silence.
+            answers[1] = -answers[0]
+        model.lm_head.weight.zero_()[said] = 20 * answers
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
 def tiny_config(directory: Path, **changes: Any) -> RunConfig:
     """A run of seconds in `directory`, on synthetic records with a tiny policy; sections in `changes` are merged in."""
     policy = directory / "tiny-policy"
@@ -81,7 +127,7 @@ def tiny_config(directory: Path, **changes: Any) -> RunConfig:
         "tracking": {"uri": f"sqlite:///{directory / 'mlflow.db'}"},
     }
     for section, settings in changes.items():
-        values[section] = {**values[section], **settings} if isinstance(settings, dict) else settings
+        values[section] = {**values.get(section, {}), **settings} if isinstance(settings, dict) else settings
     return parse_config(values)
 
 

@@ -15,6 +15,7 @@ import pytest
 from medgrpo import registry
 from medgrpo.config import RunConfig
 from medgrpo.manifests import describe, write_json
+from medgrpo.resources import LEDGER
 from medgrpo.testing import tiny_record
 
 HOME = pytest.StashKey[Path]()
@@ -110,7 +111,9 @@ def _candidate(config: RunConfig, directory: Path) -> registry.Candidate:
     from medgrpo.rewards.audit import audit
 
     train, model, data, evaluation = (directory / name for name in ("train", "model", "data", "evaluation"))
-    write_json(train / "training.json", {"seconds": 5400.0, "device": "cpu"})
+    write_json(train / "training.json", {"seconds": 2400.0, "device": "cpu"})
+    attempts = [{"seconds": 3000.0, "cpu_seconds": 6000.0, "peak_memory_bytes": 3_000_000_000}, {"seconds": 2400.0}]
+    write_json(train / LEDGER, attempts)
     write_json(train / "grpo" / "adapter" / "adapter_config.json", {"r": 16})
     write_json(model / "config.json", {"model_type": "llama"})
     (model / "weights.bin").write_bytes(bytes(range(256)))

@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 
 from medgrpo import registry
-from medgrpo.config import EMBEDDED_MODEL, EvaluationConfig, PolicyConfig, RunConfig, TrackingConfig
+from medgrpo.config import EMBEDDED_MODEL, EvaluationConfig, PolicyConfig, RetrainConfig, RunConfig, TrackingConfig
 from medgrpo.errors import InputError, ServiceUnreachable
 from medgrpo.manifests import describe, write_json
 from medgrpo.registry.candidate import read_evidence
 from medgrpo.registry.card import hub_card
-from medgrpo.registry.evidence import version_tags
-from medgrpo.registry.facts import base_licence, gather, training_seconds
+from medgrpo.registry.evidence import REASON_TAG, version_tags
+from medgrpo.registry.facts import base_licence, data_digest, gather
+from medgrpo.registry.lookup import trained_on
 
 # Emitted by third parties while MLflow is imported and its store is opened, whoever imports it.
 pytestmark = [
@@ -447,21 +448,16 @@ def test_a_training_without_its_device_has_no_hours(candidate: registry.Candidat
     assert (facts.device, facts.hours, facts.cost) == (None, None, None)
 
 
-def test_attempts_that_were_cut_short_count() -> None:
-    """Hours of a training that was killed and resumed cover all attempts, and not the night between them."""
-    first = [float(time) for time in range(0, 1000, 10)]
-    second = [float(time) for time in range(40_000, 40_500, 10)]
-    assert training_seconds(500, first + second) == pytest.approx(990 + 500, abs=10)
-    assert training_seconds(990, first) == 990
-    assert training_seconds(7, []) == 7
-
-
 def test_where_files_go_does_not_change_the_settings_digest(candidate: registry.Candidate) -> None:
-    """Two runs of the same settings have one digest, whatever their names; another seed has another."""
+    """Two runs of the same settings have one digest, whatever their names or reasons; another seed has another."""
     data = {"digests": {"train": "a"}}
     digests = [
         gather(candidate.config.model_copy(update=change), data, candidate.train_dir).config_digest
-        for change in ({}, {"name": "other", "runs_dir": Path("x")}, {"seed": 12})
+        for change in (
+            {},
+            {"name": "other", "runs_dir": Path("x"), "retrain": RetrainConfig(fresh_cases=99)},
+            {"seed": 12},
+        )
     ]
     assert digests[0] == digests[1] != digests[2]
 
@@ -565,6 +561,31 @@ def test_the_champion_is_found_once_there_is_one(candidate: registry.Candidate) 
     champion = registry.find_champion(candidate.config, synthetic=True)
     assert champion == replace(done, aliases=tuple(sorted({*done.aliases, "champion"})))
     assert registry.find_champion(candidate.config, synthetic=False) is None
+
+
+@pytest.mark.slow
+def test_versions_are_found_by_their_data(candidate: registry.Candidate) -> None:
+    """The versions of a data digest come newest first with their aliases; other data, and another model, have none."""
+    config, data = candidate.config, read_evidence(candidate).data
+    digest = data_digest(data)
+    assert trained_on(config, True, digest) == []
+    first = registry.register(candidate)
+    again = registry.register(replace(candidate, champion="a" * 64))
+    found = trained_on(config, True, digest)
+    assert [version.version for version in found] == [again.version, first.version]
+    assert found[0].aliases == (config.tracking.alias,)
+    assert trained_on(config, True, data_digest({"digests": {**data["digests"], "train": "0" * 64}})) == []
+    assert trained_on(config, False, digest) == []
+
+
+@pytest.mark.slow
+def test_the_reason_of_a_training_is_a_tag_of_run_and_version(candidate: registry.Candidate) -> None:
+    """Whoever reviews a version reads why it was trained; without a reason there is no such tag."""
+    reasoned = replace(candidate, tags={**candidate.tags, REASON_TAG: "The data is new."})
+    client, done = registry.connect(candidate.config), registry.register(reasoned)
+    assert client.get_model_version(done.name, str(done.version)).tags[REASON_TAG] == "The data is new."
+    assert client.get_run(done.run_id).data.tags[REASON_TAG] == "The data is new."
+    assert REASON_TAG not in version_tags(read_evidence(candidate))
 
 
 @pytest.mark.slow

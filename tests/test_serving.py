@@ -27,6 +27,7 @@ from medgrpo.errors import InputError
 from medgrpo.manifests import describe
 from medgrpo.registry.versions import SERVED_WITH
 from medgrpo.serving import AnswerSettings, answer
+from medgrpo.testing import talking_policy
 
 GREEDY = AnswerSettings(max_new_tokens=6)
 
@@ -289,44 +290,7 @@ def test_a_malformed_request_gets_a_sentence(champion: str, body: bytes | Mappin
 def _register(candidate: registry.Candidate, directory: Path) -> registry.Registration:
     """Register a model that says something."""
     changes = {"grpo": GrpoConfig(max_completion_length=1), "evaluation": EvaluationConfig(samples=7)}
-    model = _talking_policy(directory)
+    model = talking_policy(directory, *VERDICTS)
     digest = describe(model).sha256
     config = candidate.config.model_copy(update=changes)
     return registry.register(replace(candidate, config=config, model_dir=model, model_digest=digest))
-
-
-def _talking_policy(directory: Path) -> Path:
-    """A random Llama of a few thousand weights that speaks in tokens, each of which is a whole answer."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    thought = "<thought>It fell by 6, and 99 died.</thought>"
-    words = ["<pad>", "<|im_end|>", "<unk>", *(f"{thought}<answer>{verdict}</answer>" for verdict in VERDICTS)]
-    words += [chr(code) for code in range(33, 127)]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<|im_end|>", unk_token="<unk>"
-    )
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.role }} : {{ m.content }} <|im_end|> {% endfor %}"
-        "{% if add_generation_prompt %}assistant : {% endif %}"
-    )
-    torch.manual_seed(0)
-    settings = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-    )
-    model = LlamaForCausalLM(settings)
-    with torch.no_grad():
-        answers = model.lm_head.weight[3:6].clone()
-        model.lm_head.weight.zero_()[3:6] = 20 * answers
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory

@@ -1,9 +1,11 @@
 """Domains: one file per dataset, and the one door through which a run gets its records."""
 
+from pathlib import Path
+
 from medgrpo.config import DataConfig
 from medgrpo.domains import pubmedqa
 from medgrpo.errors import InputError
-from medgrpo.records import Corpus, split_pool, verdict_counts
+from medgrpo.records import Corpus, Record, split_pool, verdict_counts
 
 
 def load_corpus(config: DataConfig) -> Corpus:
@@ -20,6 +22,20 @@ def load_corpus(config: DataConfig) -> Corpus:
     )
     _require_all_verdicts(corpus)
     return corpus
+
+
+def read_labelled(config: DataConfig, path: Path) -> list[Record]:
+    """The labelled records of a further file in the form of the configured domain's.
+
+    Raises:
+        InputError: unusable input, or a domain that has no files.
+    """
+    if config.domain == "synthetic":
+        raise InputError(
+            f"{path} cannot be read: data.domain is 'synthetic', whose records are generated. Leave the file out, or "
+            "set data.domain=pubmedqa."
+        )
+    return list(pubmedqa.read_records(path).values())
 
 
 def _load_pubmedqa(config: DataConfig) -> Corpus:

@@ -53,12 +53,20 @@ def load(path: Path | str, ground_truth: Path | str | None = None) -> Corpus:
         InputError: naming file, record and field of the first problem found.
     """
     path = Path(path)
-    raw = read_json_object(path)
-    records = {pmid: _record(pmid, fields, path) for pmid, fields in raw.items()}
+    records = read_records(path)
     beside = path.parent / DEFAULT_GROUND_TRUTH
     truth = Path(ground_truth) if ground_truth else beside if beside.is_file() else None
     test = _read_test_ids(truth, records) if truth else official_test_ids(records, source=str(path))
     return _corpus(records, test)
+
+
+def read_records(path: Path) -> dict[str, Record]:
+    """PMID -> record of a file in the form of `ori_pqal.json`, in the file's order.
+
+    Raises:
+        InputError: naming file, record and field of the first problem found.
+    """
+    return {pmid: _record(pmid, fields, path) for pmid, fields in read_json_object(path).items()}
 
 
 def load_from_hub(hub_id: str, revision: str) -> Corpus:

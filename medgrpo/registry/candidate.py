@@ -34,7 +34,7 @@ class Candidate:
         champion: digest of the champion it was measured against, "none" where there was none; None where that is not
             known.
         git_commit: commit the code ran from; None outside a repository.
-        tags: further tags of the MLflow run; `medgrpo.flow_run` is repeated on the version.
+        tags: further tags of the MLflow run; `medgrpo.flow_run` and `medgrpo.reason` are repeated on the version.
     """
 
     config: RunConfig

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from medgrpo.config import RunConfig
 from medgrpo.registry.candidate import NOT_EVALUATED, Evidence
 from medgrpo.registry.card import CARD_FILE, hub_card, named_results
-from medgrpo.registry.lookup import DIGEST_TAG
+from medgrpo.registry.lookup import DATA_TAG, DIGEST_TAG
 from medgrpo.registry.runs import (
     SYNC_FILE,
     log_points,
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 MAX_DATASET_DIGEST, MAX_TAG = 32, 5000
 EVALUATION_TAG = "medgrpo.evaluation_digest"
 FLOW_RUN_TAG = "medgrpo.flow_run"
+REASON_TAG = "medgrpo.reason"
+"""Tag of a run and a version: why it was trained, where somebody, or retrain-medgrpo, said so."""
 ALARMS_TAG = "medgrpo.alarms"
 GATE_TAG, GATE_REASONS_TAG = "medgrpo.gate", "medgrpo.gate_reasons"
 COMPARED_TAG = "medgrpo.compared_with"
@@ -48,6 +50,8 @@ def log_evidence(client: "MlflowClient", run_id: str, evidence: Evidence) -> Non
     train, evaluation = candidate.train_dir, candidate.evaluation_dir
     rows, _ = rows_from(train / METRICS_FILE, sent_until(train / SYNC_FILE, run_id))
     results = to_metrics(_flat_results(evidence.metrics["models"]), int(evidence.time * 1000))
+    used = {f"resources/{name}": value for name, value in evidence.facts.used.items()}
+    results += to_metrics(used, int(evidence.time * 1000))
     log_points(client, run_id, [*(point for row in rows for point in to_points(row)), *results])
     client.log_inputs(run_id, datasets=_dataset_inputs(candidate.config, evidence.data))
     set_tags(client, run_id, _run_tags(evidence))
@@ -128,7 +132,7 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
     tags = {
         DIGEST_TAG: candidate.model_digest,
         EVALUATION_TAG: evidence.digest,
-        "medgrpo.data_digest": facts.data_digest,
+        DATA_TAG: facts.data_digest,
         "medgrpo.config_digest": facts.config_digest,
         "medgrpo.git_commit": candidate.git_commit,
         "mlflow.source.git.commit": candidate.git_commit,
@@ -141,7 +145,7 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
         ALARMS_TAG: ", ".join(alarm.name for alarm in alarms) or "none",
         **_gate_tags(candidate.gate),
         COMPARED_TAG: candidate.champion,
-        FLOW_RUN_TAG: candidate.tags.get(FLOW_RUN_TAG),
+        **{tag: candidate.tags.get(tag) for tag in (FLOW_RUN_TAG, REASON_TAG)},
     }
     return {key: value for key, value in tags.items() if value}
 

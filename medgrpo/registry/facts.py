@@ -3,26 +3,22 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from medgrpo.config import EMBEDDED_MODEL, PolicyConfig, RunConfig
 from medgrpo.policies import is_local
 from medgrpo.registry.runs import public_config, read_json
-from medgrpo.training.metrics import METRICS_FILE, parse_rows
+from medgrpo.resources import of_training
 
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 UNKNOWN = "unknown"
 # Beginnings of Hub ids in lower case, for models whose card is not at hand.
 KNOWN_LICENCES = {"huggingfacetb/smollm2": "apache-2.0", "google/gemma": "gemma"}
-# Settings that say where a run's files go, not what comes out of it.
-WHEREABOUTS = ("name", "profile", "runs_dir", "tracking")
-# A longer time without a row, in typical ones, is a pause between two attempts.
-PAUSE = 10
+# Settings that say where a run's files go, or why it was started, not what comes out of it.
+WHEREABOUTS = ("name", "profile", "runs_dir", "tracking", "retrain")
 _IDENTIFIER = re.compile(r"[\w.+-]{1,64}", re.ASCII)
 
 
@@ -37,8 +33,9 @@ class Facts:
         data_digest: sha256 over the digests of all splits.
         config_digest: sha256 of the settings, without those that only say where files go.
         device: "gpu" or "cpu", what the model was trained on; None where the training does not say.
-        hours: hours of training, summed over processes; None where the device is not known.
+        hours: hours of training, all attempts, summed over processes; None where device or time are not known.
         cost: hours at the configured price; None without one.
+        used: what the training used (see `medgrpo.resources.totals`).
     """
 
     base: str
@@ -49,6 +46,7 @@ class Facts:
     device: str | None
     hours: float | None
     cost: float | None
+    used: Mapping[str, Any]
 
 
 def gather(config: RunConfig, data: Mapping[str, Any], train_dir: Path) -> Facts:
@@ -62,42 +60,25 @@ def gather(config: RunConfig, data: Mapping[str, Any], train_dir: Path) -> Facts
     hub_base = hub_id(config.policy)
     training = read_json(train_dir / "training.json") if (train_dir / "training.json").is_file() else {}
     device = {"cuda": "gpu", "cpu": "cpu"}.get(training.get("device", ""))
-    path = train_dir / METRICS_FILE
-    times = [row["time"] for row in parse_rows(path.read_text(encoding="utf-8"))] if path.is_file() else []
-    hours = training_seconds(training["seconds"], times) * config.processes / 3600 if device else None
+    used = of_training(train_dir, config.processes)
+    hours = used["wall_hours"] * config.processes if device and used["wall_hours"] is not None else None
     price = config.tracking.price_per_hour
     return Facts(
         base=hub_base or Path(config.policy.base).expanduser().resolve().name,
         hub_base=hub_base,
         licence=base_licence(config.policy),
-        data_digest=_digest(data["digests"]),
+        data_digest=data_digest(data),
         config_digest=_digest({key: value for key, value in public_config(config).items() if key not in WHEREABOUTS}),
         device=device,
         hours=hours,
         cost=None if hours is None or price is None else hours * price,
+        used=used,
     )
 
 
-def training_seconds(last_attempt: float, times: Sequence[float]) -> float:
-    """Seconds that a training took, attempts that were cut short included.
-
-    Only the last attempt knows how long it took. Of those before it, the times between their rows count, unless one is
-    so long that nothing can have been running.
-
-    Args:
-        last_attempt: seconds of the attempt that finished.
-        times: when the rows of metrics.jsonl were written, in seconds since the epoch.
-
-    >>> training_seconds(25, [100, 110, 120, 5000, 5010, 5020])
-    45
-    """
-    if len(times) < 2:
-        return last_attempt
-    began = times[-1] - last_attempt
-    typical = median(after - before for before, after in pairwise(times))
-    earlier = [time for time in times if time < began]
-    gaps = (after - before for before, after in pairwise(earlier))
-    return last_attempt + sum(gap for gap in gaps if 0 < gap <= PAUSE * typical)
+def data_digest(data: Mapping[str, Any]) -> str:
+    """sha256 (hex) over the digests of all splits; `data` is the content of data.json."""
+    return _digest(data["digests"])
 
 
 def hub_id(policy: PolicyConfig) -> str | None:

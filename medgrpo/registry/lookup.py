@@ -23,6 +23,8 @@ CHAMPION = "champion"
 """Alias of the version that is in use; only a review moves it."""
 DIGEST_TAG = "medgrpo.digest"
 """Tag of a version: sha256 of the merged model, as `medgrpo.manifests.describe` gives it."""
+DATA_TAG = "medgrpo.data_digest"
+"""Tag of a version: sha256 of the data that it was trained and evaluated on (see `registry.facts.data_digest`)."""
 FILES_TAG = "medgrpo.files_digest"
 """Tag of a version: the same of everything that is served, the code and its requirements included."""
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/:@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/:@]+))")
@@ -142,6 +144,26 @@ def find_champion(config: RunConfig, synthetic: bool) -> Registration | None:
     with plain_errors(resolve_mlflow_uri(config)):
         number = (_aliases(client, name) or {}).get(CHAMPION)
         return registration(client.get_model_version(name, str(number))) if number else None
+
+
+def trained_on(config: RunConfig, synthetic: bool, data_digest: str) -> list[Registration]:
+    """The versions whose data had this digest, newest first, whatever became of them; none without such a model.
+
+    Args:
+        config: the run's settings; `tracking` says which registry and which model.
+        synthetic: whether the model of synthetic records is meant.
+        data_digest: what `registry.facts.data_digest` gives.
+
+    Raises:
+        ServiceUnreachable: MLflow does not answer.
+        InputError: MLflow refuses.
+    """
+    client, name = connect(config), registered_name(config, synthetic)
+    with plain_errors(resolve_mlflow_uri(config)):
+        found = client.search_model_versions(f"name = '{name}' and tags.`{DATA_TAG}` = '{data_digest}'")
+        numbers = sorted((int(version.version) for version in found), reverse=True)
+        # A search does not tell which aliases a version has.
+        return [registration(client.get_model_version(name, str(number))) for number in numbers]
 
 
 def champion_uri(config: RunConfig) -> str:
