@@ -1,17 +1,14 @@
 """What runs where, as typed data: deployments of flows, work pools, limits and schedules."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deployments.automations import MANAGED, Reactions
 from medgrpo.config import load_config
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
-
-MANAGED = "managed-by-medgrpo"
-"""Tag of every deployment made from here. What carries it on the server and is not declared any more is removed; what
-does not carry it, or is not declared here by name, is somebody else's and stays untouched."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +122,7 @@ class Declaration:
     pools: tuple[Pool, ...]
     limits: tuple[Limit, ...]
     deployments: tuple[Deployment, ...]
+    reactions: Reactions = field(default_factory=Reactions)
 
     def with_t4s(self, count: int) -> "Declaration":
         """The same for a work pool `t4` with so many GPUs: one training at a time on each."""
@@ -164,6 +162,24 @@ DEPLOYMENTS = (
         work_pool="cpu",
         profile="cpu",
         description="Train SmolLM2-135M on PubMedQA without a GPU, evaluate it and register the candidate.",
+        limit="medgrpo-cpu",
+    ),
+    Deployment(
+        name="retrain-medgrpo",
+        entrypoint="flows/retrain_medgrpo.py:retrain_medgrpo",
+        work_pool="t4",
+        profile="t4",
+        description="Once a week: train as train-medgrpo does, but only on new data or where the champion fell.",
+        limit=T4_LIMIT,
+        schedules=(Schedule("0 2 * * 6", "UTC"),),
+    ),
+    Deployment(
+        name="retrain-medgrpo-cpu",
+        entrypoint="flows/retrain_medgrpo.py:retrain_medgrpo",
+        work_pool="cpu",
+        profile="cpu",
+        description="The same without a GPU, when somebody starts it. For a time of its own declare its `schedules` in "
+        "`deployments/__init__.py` and deploy again.",
         limit="medgrpo-cpu",
     ),
     Deployment(

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deployments import DECLARED, Deployment
+from deployments import DECLARED, Declaration, Deployment
+from deployments.automations import DEAD_AFTER, LEAST_SILENCE, RESUMES, Automation, Reactions
 from medgrpo.errors import InputError, MedgrpoError, ServiceUnreachable
 
 if TYPE_CHECKING:
@@ -21,6 +22,28 @@ T4s = Annotated[
     int,
     typer.Option("--t4s", envvar="MEDGRPO_T4S", min=1, help="GPUs in work pool t4: one training at a time each."),
 ]
+Notify = Annotated[
+    str | None,
+    typer.Option(
+        "--notify",
+        envvar="MEDGRPO_NOTIFY",
+        metavar="TYPE/NAME",
+        help="Block that tells people of failures, alarms and candidates, such as slack-webhook/ops. Unset: none.",
+    ),
+]
+DeadAfter = Annotated[
+    int,
+    typer.Option(
+        "--dead-after",
+        envvar="MEDGRPO_DEAD_AFTER",
+        min=LEAST_SILENCE,
+        help="Seconds without a sign of life after which a run has crashed.",
+    ),
+]
+Resumes = Annotated[
+    int,
+    typer.Option("--resumes", envvar="MEDGRPO_RESUMES", min=0, help="How often a crashed run is started again."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 LONGEST_VALUE = 60
 
@@ -28,9 +51,15 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Deployments 
 
 
 @app.command("list")
-def show(as_json: AsJson = False) -> None:
+def show(
+    automations: Annotated[bool, typer.Option("--automations", help="The automations instead.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show the declared deployments."""
-    rows = [_row(deployment) for deployment in DECLARED.deployments]
+    if automations:
+        rows = [_automation_row(each) for each in Reactions(notify="TYPE/NAME").automations()]
+    else:
+        rows = [_row(deployment) for deployment in DECLARED.deployments]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:
@@ -38,13 +67,13 @@ def show(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def apply(t4s: T4s = 1) -> None:
+def apply(t4s: T4s = 1, notify: Notify = None, dead_after: DeadAfter = DEAD_AFTER, resumes: Resumes = RESUMES) -> None:
     """Bring the Prefect server in use in line: create and update what is declared, remove what no longer is."""
     from deployments import server
 
     with _prefect() as client:
         changes = 0
-        for change in server.apply(client, DECLARED.with_t4s(t4s)):
+        for change in server.apply(client, _declared(t4s, notify, dead_after, resumes)):
             typer.echo(change)
             changes += 1
         typer.echo(f"{client.api_url}: {changes or 'no'} change{'' if changes == 1 else 's'}.")
@@ -52,12 +81,19 @@ def apply(t4s: T4s = 1) -> None:
 
 
 @app.command()
-def check(t4s: T4s = 1, as_json: AsJson = False) -> None:
+def check(
+    t4s: T4s = 1,
+    notify: Notify = None,
+    dead_after: DeadAfter = DEAD_AFTER,
+    resumes: Resumes = RESUMES,
+    as_json: AsJson = False,
+) -> None:
     """Compare the Prefect server in use with what is declared; exit code 1 and a table if they differ."""
     from deployments import server
 
     with _prefect() as client:
-        rows = [asdict(difference) for difference in server.differences(client, DECLARED.with_t4s(t4s))]
+        declaration = _declared(t4s, notify, dead_after, resumes)
+        rows = [asdict(difference) for difference in server.differences(client, declaration)]
         address = client.api_url
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
@@ -67,6 +103,21 @@ def check(t4s: T4s = 1, as_json: AsJson = False) -> None:
     else:
         typer.echo(f"{address}: as declared.")
     raise typer.Exit(1 if rows else 0)
+
+
+def _declared(t4s: int, notify: str | None, dead_after: int, resumes: int) -> Declaration:
+    # An empty variable is one that was not set.
+    return replace(DECLARED.with_t4s(t4s), reactions=Reactions(dead_after, resumes, notify or None))
+
+
+def _automation_row(automation: Automation) -> dict[str, Any]:
+    return {
+        "automation": automation.name,
+        "on": [event.removeprefix("prefect.flow-run.") for event in automation.on],
+        "silence": automation.silence,
+        "count": automation.count,
+        "description": automation.description,
+    }
 
 
 def _row(deployment: Deployment) -> dict[str, Any]:

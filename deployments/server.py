@@ -11,14 +11,17 @@ from prefect.client.schemas.actions import (
     WorkPoolUpdate,
 )
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
+from prefect.events.filters import AutomationFilter, AutomationFilterTags
 from prefect.exceptions import ObjectNotFound
 
 from deployments import MANAGED, Declaration, Deployment, Limit, Pool
+from deployments.automations import Block
 from medgrpo.errors import InputError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.responses import DeploymentResponse
+    from prefect.events.schemas.automations import Automation, AutomationCore
 
 Settings = dict[str, Any]
 EXISTS = "exists"
@@ -52,6 +55,10 @@ def differences(client: "SyncPrefectClient", declaration: Declaration) -> list[D
         found += _compare_deployment(client, deployment.full_name, _declared_deployment(deployment))
     for name in _undeclared(client, declaration):
         found.append(Difference(f"deployment {name}", EXISTS, True, False))
+    deployed, surplus = _deployed_automations(client, declaration)
+    for name, automation in _declared_automations(client, declaration).items():
+        found += _compare_automation(deployed.get(name), automation)
+    found += [Difference(f"automation {automation.name}", EXISTS, True, False) for automation in surplus]
     return found
 
 
@@ -62,8 +69,10 @@ def apply(client: "SyncPrefectClient", declaration: Declaration) -> Iterator[str
     paused, and the runs that they planned, stay as they are.
 
     Raises:
-        InputError: a work pool of a type that cannot be changed into a declared one.
+        InputError: a work pool of a type that cannot be changed into a declared one, or a block for messages that is
+            not there or cannot pass them on.
     """
+    automations = _declared_automations(client, declaration)
     for pool in declaration.pools:
         yield from _apply_pool(client, pool)
     for limit in declaration.limits:
@@ -76,6 +85,7 @@ def apply(client: "SyncPrefectClient", declaration: Declaration) -> Iterator[str
     for name, found in _undeclared(client, declaration).items():
         _remove_deployment(client, found)
         yield f"deployment {name}: removed, as it is not declared any more"
+    yield from _apply_automations(client, declaration, automations)
 
 
 def _compare(thing: str, deployed: Settings | None, declared: Settings) -> list[Difference]:
@@ -235,3 +245,98 @@ def _remove_deployment(client: "SyncPrefectClient", found: "DeploymentResponse")
     no_limit = {"global_concurrency_limit_id": None}
     client.request("PATCH", "/deployments/{id}", path_params={"id": found.id}, json=no_limit)
     client.delete_deployment(found.id)
+
+
+def _declared_automations(client: "SyncPrefectClient", declaration: Declaration) -> "dict[str, AutomationCore]":
+    """The declared automations by name."""
+    notify = declaration.reactions.notify
+    block = _read_block(client, notify) if notify else None
+    return {each.name: each.to_automation(block) for each in declaration.reactions.automations()}
+
+
+def _read_block(client: "SyncPrefectClient", notify: str) -> Block:
+    """The block that messages are sent through.
+
+    Raises:
+        InputError: `notify` is not TYPE/NAME, there is no such block, or it cannot pass on messages.
+    """
+    kind, _, name = notify.partition("/")
+    advice = (
+        "Expected TYPE/NAME of a block, such as slack-webhook/ops: `prefect block ls` lists them; make one on the "
+        "page Blocks. Without --notify (MEDGRPO_NOTIFY) nobody is told."
+    )
+    if not (kind and name):
+        raise InputError(f"--notify (MEDGRPO_NOTIFY) is {notify!r}. {advice}")
+    try:
+        found = client.read_block_document_by_name(name, kind, include_secrets=False)
+    except ObjectNotFound as error:
+        raise InputError(
+            f"the Prefect server has no block {notify}, which --notify (MEDGRPO_NOTIFY) names. {advice}"
+        ) from error
+    webhook = kind == "webhook"
+    if not webhook and "notify" not in (found.block_schema.capabilities if found.block_schema else []):
+        raise InputError(
+            f"block {notify}, which --notify (MEDGRPO_NOTIFY) names, cannot pass on messages; expected a webhook or "
+            f"one of Prefect's notification blocks. {advice}"
+        )
+    return Block(found.id, webhook)
+
+
+def _deployed_automations(
+    client: "SyncPrefectClient", declaration: Declaration
+) -> "tuple[dict[str, Automation], list[Automation]]":
+    """What was made from here: by name what is declared, and what is not, or is there twice."""
+    filter_ = AutomationFilter(tags=AutomationFilterTags(all_=[MANAGED]))
+    names = {each.name for each in declaration.reactions.automations()}
+    deployed: dict[str, Automation] = {}
+    surplus = []
+    for found in client.read_automations(automations=filter_):
+        if found.name in names and found.name not in deployed:
+            deployed[found.name] = found
+        else:
+            surplus.append(found)
+    return deployed, surplus
+
+
+def _automation_settings(automation: "AutomationCore") -> Settings:
+    """Everything that is said about an automation; whether it is paused is a person's to say."""
+    settings = automation.model_dump(mode="json", include={"description", "tags", "trigger", "actions"})
+    return {name: _in_order(value) for name, value in settings.items()}
+
+
+def _in_order(value: Any) -> Any:
+    """The same with what Prefect keeps as sets in a fixed order."""
+    if isinstance(value, dict):
+        return {key: _in_order(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        inner = [_in_order(each) for each in value]
+        return sorted(inner) if all(isinstance(each, str) for each in inner) else inner
+    return value
+
+
+def _compare_automation(deployed: "Automation | None", declared: "AutomationCore") -> list[Difference]:
+    found = _automation_settings(deployed) if deployed else None
+    return _compare(f"automation {declared.name}", found, _automation_settings(declared))
+
+
+def _apply_automations(
+    client: "SyncPrefectClient", declaration: Declaration, declared: "dict[str, AutomationCore]"
+) -> Iterator[str]:
+    """Create, update and remove automations; one that a person paused stays paused."""
+    deployed, surplus = _deployed_automations(client, declaration)
+    for name, automation in declared.items():
+        found = deployed.get(name)
+        changes = _compare_automation(found, automation)
+        if not changes:
+            continue
+        if found is None:
+            client.create_automation(automation)
+        else:
+            # Prefect's client sends what was set by name only, and the kind of a trigger or an action is a default.
+            everything = automation.model_dump(exclude={"owner_resource"})
+            update = type(automation).model_validate({**everything, "enabled": found.enabled})
+            client.update_automation(found.id, update)
+        yield _sentence(f"automation {name}", changes)
+    for found in surplus:
+        client.delete_automation(found.id)
+        yield f"automation {found.name}: removed, as it is not declared any more"

@@ -1,5 +1,6 @@
 """Run a task as a stage: believe a cached result only if its artifact is intact, and know how long it took."""
 
+import inspect
 import logging
 import time
 from collections.abc import Callable
@@ -8,10 +9,14 @@ from typing import Any
 
 from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.logging import get_run_logger
+from prefect.results import ResultRecord
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 from medgrpo.config import RunConfig
 from medgrpo.errors import InputError, MedgrpoError, TrainingAlarm
-from medgrpo.manifests import Manifest, verify
+from medgrpo.logs import remember
+from medgrpo.manifests import MANIFEST, Manifest, hold, verify
 from medgrpo.provenance import fingerprint
 
 RETRIES = 2
@@ -45,7 +50,7 @@ class StageResult:
 def run_stage(
     stage: Task[..., Manifest], *arguments: Any, still_valid: Callable[[Manifest], bool] = verify
 ) -> StageResult:
-    """Run a task; where Prefect answers from its cache, check the artifact and run again if it is damaged or gone.
+    """Run a task; where Prefect answers from its cache, check record and artifact, and run again if one is damaged.
 
     Args:
         stage: a task that returns a Manifest.
@@ -53,9 +58,13 @@ def run_stage(
         still_valid: whether a cached manifest can be believed.
     """
     started = time.monotonic()
+    if _record_is_damaged(stage, arguments):
+        logger.warning("%s: the record of its cached result cannot be read, so it is made again", stage.name)
+        stage = stage.with_options(refresh_cache=True)
     state: State[Any] = stage(*arguments, return_state=True)  # type: ignore[assignment]
     manifest = _result(state)
     cached = state.name == CACHED
+    hold(manifest.path / MANIFEST)
     if cached and not still_valid(manifest):
         lost = "%s: the cached result %s no longer holds (its files or its registration), so it is made again"
         logger.warning(lost, stage.name, manifest.uri)
@@ -79,6 +88,19 @@ def worth_retrying(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
     return not isinstance(error, InputError | TrainingAlarm)
 
 
+def name_lines(run: str | None) -> None:
+    """Let the lines of this process's log, and of the training that it starts, say which run they belong to."""
+    remember(run=run, **(getattr(get_run_logger(), "extra", None) or {}))
+
+
+RETRIED: dict[str, Any] = {
+    "retries": RETRIES,
+    "retry_delay_seconds": RETRY_SECONDS,
+    "retry_condition_fn": worth_retrying,
+}
+"""Options of a task that a crash or an outage does not end."""
+
+
 class PlainErrors(logging.Filter):
     """Leaves the traceback out of log records whose error already says in one sentence what to do."""
 
@@ -88,6 +110,27 @@ class PlainErrors(logging.Filter):
             record.msg, record.args = str(record.exc_info[1]), ()
             record.exc_info = record.exc_text = None
         return True
+
+
+def _record_is_damaged(stage: Task[..., Manifest], arguments: tuple[Any, ...]) -> bool:
+    """Whether Prefect would take a stage's result from a file that holds no manifest (cut short by a full disk, say).
+
+    Prefect itself reads such a file again at each retry, and in each later run.
+    """
+    if stage.cache_key_fn is None:
+        return False
+    bound = inspect.signature(stage.fn).bind(*arguments)
+    bound.apply_defaults()
+    # The keys of the stages follow from their arguments alone.
+    key = stage.cache_key_fn(None, bound.arguments)  # type: ignore[arg-type]
+    record = PREFECT_LOCAL_STORAGE_PATH.value() / str(key)
+    try:
+        Manifest.model_validate(ResultRecord.deserialize(record.read_bytes()).result)
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True
+    return False
 
 
 def _result(state: State[Any]) -> Manifest:

@@ -18,18 +18,14 @@ from medgrpo import stages
 from medgrpo.config import RunConfig
 from medgrpo.errors import InputError, MedgrpoError, ServiceUnreachable, TrainingAlarm
 from medgrpo.manifests import Manifest
+from tasks.events import Alarms, announce_candidate
 from tasks.progress import StageProgress
-from tasks.running import RETRIES, RETRY_SECONDS, cache_key, worth_retrying
+from tasks.running import RETRIED, cache_key
 
 # How long a tracking server that did not answer is left alone, so that an outage does not slow training.
 OUTAGE_SECONDS = 120
 
-_RETRIED: dict[str, Any] = {
-    "retries": RETRIES,
-    "retry_delay_seconds": RETRY_SECONDS,
-    "retry_condition_fn": worth_retrying,
-}
-_SURVIVES: dict[str, Any] = {**_RETRIED, "persist_result": True, "result_serializer": "json"}
+_SURVIVES: dict[str, Any] = {**RETRIED, "persist_result": True, "result_serializer": "json"}
 
 
 def _prepare_key(_: TaskRunContext, given: dict[str, Any]) -> str:
@@ -71,20 +67,25 @@ def audit(config: RunConfig, data: Manifest) -> Manifest:
 def train(config: RunConfig, data: Manifest) -> Manifest:
     """Warm up and train in a process of its own; a retry resumes from the last checkpoint."""
     with StageProgress("train-medgrpo-training", f"Training {config.policy.base}") as progress:
-        tracker = _Tracker(config)
+        tracker, alarms = _Tracker(config), Alarms(config)
+
+        def begin(directory: Path) -> None:
+            tracker.begin(directory)
+            alarms.begin(directory)
 
         def follow(row: Mapping[str, Any]) -> None:
             progress.training(row)
             tracker.catch_up()
+            alarms.look(row)
 
         try:
-            return stages.train(config, data, follow, tracker.begin)
+            return stages.train(config, data, follow, begin)
         except (TrainingAlarm, InputError) as error:
             tracker.fail(str(error))
             raise
 
 
-@task(name="fetch champion", **_RETRIED)
+@task(name="fetch champion", **RETRIED)
 def fetch_champion(config: RunConfig, data: Manifest) -> stages.Champion:
     """Fetch the model in service; which one that is, is asked anew each time."""
     return stages.fetch_champion(config, data)
@@ -99,13 +100,13 @@ def evaluate(
         return stages.evaluate(config, data, audited, trained, champion, progress.answers)
 
 
-@task(name="locate", **_RETRIED)
+@task(name="locate", **RETRIED)
 def locate(config: RunConfig, model: str) -> str:
     """Fetch a model that is to be evaluated, or find where it is."""
     return stages.locate(config, model)
 
 
-@task(name="compare", **_RETRIED)
+@task(name="compare", **RETRIED)
 def compare(config: RunConfig, data: Manifest, models: Mapping[str, str]) -> Manifest:
     """Let any models answer the same cases, and judge the last one."""
     with StageProgress("evaluate-medgrpo-progress", "Evaluating") as progress:
@@ -115,7 +116,9 @@ def compare(config: RunConfig, data: Manifest, models: Mapping[str, str]) -> Man
 @task(name="register", cache_key_fn=_register_key, **_SURVIVES)
 def register(config: RunConfig, data: Manifest, audited: Manifest, trained: Manifest, evaluated: Manifest) -> Manifest:
     """Log the run and register the model version."""
-    return stages.register(config, data, audited, trained, evaluated, _flow_tags())
+    registered = stages.register(config, data, audited, trained, evaluated, _flow_tags())
+    announce_candidate(config, registered)
+    return registered
 
 
 class _Tracker:
@@ -166,4 +169,7 @@ class _Tracker:
 
 
 def _flow_tags() -> dict[str, str]:
-    return {"medgrpo.flow_run": str(flow_run.id or "none"), "medgrpo.flow_run_name": str(flow_run.name or "none")}
+    """Which flow run trains, and why, where it was given a reason."""
+    tags = {"medgrpo.flow_run": str(flow_run.id or "none"), "medgrpo.flow_run_name": str(flow_run.name or "none")}
+    reason = flow_run.parameters.get("reason")
+    return tags | ({"medgrpo.reason": str(reason)} if reason else {})

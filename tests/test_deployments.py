@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from typer.testing import CliRunner
@@ -46,6 +47,7 @@ def test_names_are_unique() -> None:
     names = [deployment.name for deployment in DEPLOYMENTS]
     assert len(set(names)) == len(names)
     assert {"train-medgrpo", "train-medgrpo-cpu", "evaluate-medgrpo", "review-medgrpo"} <= set(names)
+    assert {"retrain-medgrpo", "retrain-medgrpo-cpu"} <= set(names)
 
 
 def test_everything_named_is_declared() -> None:
@@ -62,6 +64,23 @@ def test_one_training_at_a_time_on_each_gpu() -> None:
     assert {limit.slots for limit in DECLARED.limits} == {1}
     assert {limit.name: limit.slots for limit in DECLARED.with_t4s(3).limits}[T4_LIMIT] == 3
     assert [limit.slots for limit in DECLARED.with_t4s(3).limits].count(1) == len(LIMITS) - 1
+
+
+def test_a_schedule_is_weekly_in_a_time_zone() -> None:
+    """retrain-medgrpo starts by itself once a week, whatever the clocks do; no other deployment does unasked."""
+    scheduled = {deployment.name: deployment.schedules for deployment in DEPLOYMENTS if deployment.schedules}
+    assert set(scheduled) == {"retrain-medgrpo"}
+    [schedule] = scheduled["retrain-medgrpo"]
+    minute, hour, *days, weekday = schedule.cron.split()
+    assert (days, weekday.isdecimal(), minute.isdecimal(), hour.isdecimal()) == (["*", "*"], True, True, True)
+    assert ZoneInfo(schedule.timezone).key == schedule.timezone
+
+
+def test_a_retraining_waits_for_the_gpu_as_a_training_does() -> None:
+    """On each pool a retraining takes its turn in the limit of the trainings."""
+    limits = {deployment.name: deployment.limit for deployment in DEPLOYMENTS}
+    assert limits["retrain-medgrpo"] == limits["train-medgrpo"]
+    assert limits["retrain-medgrpo-cpu"] == limits["train-medgrpo-cpu"]
 
 
 def test_list_as_json() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from prefect import Task, task
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from prefect.states import Failed
 
 from medgrpo.config import RunConfig
@@ -157,6 +158,21 @@ def test_a_damaged_artifact_is_made_again(
     assert remade.manifest == first.manifest
     assert (stage.artifact / "model" / "weights").read_text() == "a"
     assert "stage: the cached result" in caplog.text
+    assert run_stage(stage.task(), "a").cached
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content", [b"", b"\x00garbage", b"{}", b'{"result": "3"'])
+def test_a_damaged_record_is_made_again(stage: Stage, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """A result file of Prefect's that is empty, garbage or cut short is said and made anew; the artifact is reused."""
+    first = run_stage(stage.task(), "a")
+    storage = PREFECT_LOCAL_STORAGE_PATH.value()
+    [record] = storage.glob(f"*{stage.key}-a")
+    record.write_bytes(content)
+    with caplog.at_level(logging.WARNING, "prefect.medgrpo"):
+        again = run_stage(stage.task(), "a")
+    assert (again.cached, again.manifest, stage.calls) == (False, first.manifest, 2)
+    assert "the record of its cached result cannot be read" in caplog.text
     assert run_stage(stage.task(), "a").cached
 
 

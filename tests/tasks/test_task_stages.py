@@ -110,6 +110,8 @@ def test_each_task_is_one_call_of_the_library(monkeypatch: pytest.MonkeyPatch) -
     for name, manifest in {"prepare": DATA, "train": TRAINED, "evaluate": EVALUATED, "register": DATA}.items():
         monkeypatch.setattr(library, name, answer(name, manifest))
     monkeypatch.setattr(stages, "StageProgress", Silent)
+    announced: list[tuple[RunConfig, Manifest]] = []
+    monkeypatch.setattr(stages, "announce_candidate", lambda *given: announced.append(given))
     assert stages.prepare.fn(CONFIG) == DATA
     assert stages.train.fn(CONFIG, DATA) == TRAINED
     assert stages.evaluate.fn(CONFIG, DATA, AUDITED, TRAINED, CHAMPION) == EVALUATED
@@ -118,14 +120,28 @@ def test_each_task_is_one_call_of_the_library(monkeypatch: pytest.MonkeyPatch) -
     assert calls["train"][:2] == (CONFIG, DATA)
     assert calls["evaluate"][:5] == (CONFIG, DATA, AUDITED, TRAINED, CHAMPION)
     assert calls["register"][:5] == (CONFIG, DATA, AUDITED, TRAINED, EVALUATED)
+    assert announced == [(CONFIG, DATA)]
 
 
 def test_a_registration_outside_a_flow_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a flow run the MLflow tags say "none" rather than nothing."""
     tags: list[Mapping[str, str]] = []
     monkeypatch.setattr(library, "register", lambda *given: tags.append(given[-1]))
+    monkeypatch.setattr(stages, "announce_candidate", lambda *_: None)
     stages.register.fn(CONFIG, DATA, AUDITED, TRAINED, EVALUATED)
     assert tags == [{"medgrpo.flow_run": "none", "medgrpo.flow_run_name": "none"}]
+
+
+def test_the_reason_for_a_training_reaches_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flow run that was given a reason tags MLflow with it; one with an empty reason does not."""
+    tags: list[Mapping[str, str]] = []
+    monkeypatch.setattr(library, "register", lambda *given: tags.append(given[-1]))
+    monkeypatch.setattr(stages, "announce_candidate", lambda *_: None)
+    for reason in ("New data.", ""):
+        run = SimpleNamespace(id="1", name="night", parameters={"reason": reason})
+        monkeypatch.setattr(stages, "flow_run", run)
+        stages.register.fn(CONFIG, DATA, AUDITED, TRAINED, EVALUATED)
+    assert [given.get("medgrpo.reason") for given in tags] == ["New data.", None]
 
 
 # --- tracking while training
