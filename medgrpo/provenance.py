@@ -1,6 +1,6 @@
 """Where results come from: code, commit, and the environment they were computed in."""
 
-import ast
+import dis
 import hashlib
 import importlib.metadata
 import json
@@ -9,6 +9,7 @@ import platform
 import subprocess
 from functools import cache
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 PACKAGE = Path(__file__).parent
@@ -79,13 +80,22 @@ def _source(module: str) -> Path | None:
 
 
 def _imports(source: str) -> list[str]:
-    """Names of this package's modules that a source imports, anywhere in it."""
+    """Names of this package's modules that a source imports, anywhere in it.
+
+    Read from compiled code: Python 3.11's `ast.parse` fails now and then (SystemError, "recursion depth mismatch")
+    while another thread parses too, as Prefect's do.
+    """
     names: list[str] = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+    waiting = [compile(source, PACKAGE.name, "exec", dont_inherit=True)]
+    while waiting:
+        code, module = waiting.pop(), ""
+        waiting += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
+        for step in dis.get_instructions(code):
+            if step.opname == "IMPORT_NAME":
+                module = step.argval
+                names.append(module)
+            elif step.opname == "IMPORT_FROM":
+                names.append(f"{module}.{step.argval}")
     return [name for name in names if name.split(".")[0] == PACKAGE.name]
 
 

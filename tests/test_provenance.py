@@ -1,6 +1,8 @@
 """Where results come from."""
 
+import ast
 import subprocess
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,18 @@ def test_code_version_follows_imports(package: Path, changed: str, matters: bool
     with (package / changed).open("a") as stream:
         stream.write("# changed\n")
     assert (code_version("house.train") != before) is matters
+
+
+def test_imports_are_found_while_other_threads_parse() -> None:
+    """Threads that parse Python meanwhile, as Prefect's do, neither fail the reading of imports nor change it."""
+    source = Path(provenance.__file__).with_name("stages.py").read_text()
+    alone = provenance._imports(source)
+    with ThreadPoolExecutor(4) as pool:
+        parsing = [pool.submit(ast.parse, source) for _ in range(40)]
+        found = [provenance._imports(source) for _ in range(20)]
+        wait(parsing)
+    assert found == [alone] * 20
+    assert "medgrpo.training.launch" in alone
 
 
 def test_reports_do_not_retrain_but_rewards_do() -> None:
