@@ -12,29 +12,26 @@ import os
 import re
 import runpy
 import shutil
-import signal
-import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import pytest
 import yaml
+from services import Started, free_port, postgres, start, stop, wait_for
 
 import medgrpo
 from deployments import DEPLOYMENTS
@@ -462,8 +459,9 @@ def test_every_setting_exists(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     prefix = RedisMessagingSettings.model_config["env_prefix"]
     read |= {f"{prefix}{field}".upper() for field in RedisMessagingSettings.model_fields}
     read |= {variable for variable in environment if hasattr(mlflow.environment_variables, variable)}
-    # PostgreSQL's image, PostgreSQL's client library, and huggingface_hub.
+    # PostgreSQL's image, PostgreSQL's client library, huggingface_hub, and `python -m deployments`.
     read |= {"POSTGRES_PASSWORD_FILE", "POSTGRES_INITDB_ARGS", "PGPASSWORD", "HF_TOKEN"}
+    read |= {"MEDGRPO_T4S", "MEDGRPO_NOTIFY"}
     assert environment.keys() - read == set()
 
 
@@ -505,12 +503,6 @@ def test_mlflow_reads_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
 PASSWORDS = {name: f"the-{name}" for name in COMPOSE["secrets"]} | {"prefect_auth": "medgrpo:the-prefect-auth"}
 
 
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
 def _status(url: str, login: str = "", **headers: str) -> int:
     """The HTTP status of a GET; 0 where nothing answers."""
     if login:
@@ -522,13 +514,6 @@ def _status(url: str, login: str = "", **headers: str) -> int:
         return error.code
     except (urllib.error.URLError, TimeoutError, ConnectionError):
         return 0
-
-
-class Started(NamedTuple):
-    """A process, and the file that it writes its output to."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
 
 
 @contextmanager
@@ -556,79 +541,29 @@ def _running(service: str, directory: Path, places: dict[str, str], **settings: 
     home = {"PREFECT_HOME": str(directory / service), "SECRETS_DIRECTORY": str(secrets)}
     path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     log = directory / f"{service}.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            ["sh", DOCKER / "entrypoint.sh", *map(here, _command(service))],
-            env={**os.environ, **given, **home, **path, **settings},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT if service in USE_PROJECT else directory,
-            start_new_session=True,
-        )
-        try:
-            yield Started(process, log)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(20)
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _wait(condition: Callable[[], bool], started: Started, seconds: float = 150) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, started.log.read_text()[-4000:]
-        time.sleep(0.5)
+    started = start(
+        ["sh", DOCKER / "entrypoint.sh", *map(here, _command(service))],
+        log,
+        {**os.environ, **given, **home, **path, **settings},
+        ROOT if service in USE_PROJECT else directory,
+    )
+    try:
+        yield started
+    finally:
+        stop(started)
 
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
     """HOST:PORT of a PostgreSQL as the compose file's: Debian's, prepared by databases.sh."""
-    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not binaries:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    # PostgreSQL refuses root, and another user could not enter pytest's own directories.
-    owner: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
-    directory = Path(tempfile.mkdtemp(prefix="medgrpo-postgres-", dir="/tmp"))
-    (directory / "secrets").mkdir()
-    for name in ("postgres_password", "prefect_database_password", "mlflow_database_password"):
-        (directory / "secrets" / name).write_text(PASSWORDS[name] + "\n")
-    if owner:
-        shutil.chown(directory, "postgres")
-    port = _free_port()
-
-    def run(*command: object, **environment: str) -> None:
-        subprocess.run(
-            [str(word) for word in command],
-            env={"PATH": f"{binaries[-1]}:{os.environ['PATH']}", **environment},
-            cwd=directory,
-            check=True,
-            stdout=subprocess.DEVNULL,
-            timeout=120,
-            **owner,
-        )
-
-    options = f"-p {port} -c unix_socket_directories={directory} -c listen_addresses=127.0.0.1"
-    data = directory / "data"
-    password = f"--pwfile={directory / 'secrets/postgres_password'}"
-    run("initdb", "--username=postgres", "--auth-local=trust", "--auth-host=scram-sha-256", password, "-D", data)
-    run("pg_ctl", "start", "--wait", "-D", data, "-l", directory / "log", "-o", options)
-    try:
-        script = (DOCKER / "databases.sh").read_text()
-        run("sh", "-c", script, PGHOST=str(directory), PGPORT=str(port), SECRETS_DIRECTORY=str(directory / "secrets"))
-        yield f"127.0.0.1:{port}"
-    finally:
-        run("pg_ctl", "stop", "--wait", "--mode=immediate", "-D", data)
-        shutil.rmtree(directory)
+    with postgres(PASSWORDS) as server:
+        yield server.address
 
 
 @pytest.mark.e2e
 def test_mlflow_starts_as_composed(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On PostgreSQL, with users: closed to strangers and to other hosts' names, and artifacts pass through it."""
-    port = _free_port()
+    port = free_port()
     users = tmp_path / "mlflow-auth.ini"
     users.write_text((DOCKER / "mlflow-auth.ini").read_text().replace("postgres:5432", database))
     places = {"postgres:5432": database, "0.0.0.0": "127.0.0.1", "5000": str(port)}
@@ -637,7 +572,7 @@ def test_mlflow_starts_as_composed(database: str, tmp_path: Path, monkeypatch: p
     experiments = f"{address}/api/2.0/mlflow/experiments/search?max_results=1"
     login = f"admin:{PASSWORDS['mlflow_admin_password']}"
     with _running("mlflow", tmp_path, places) as mlflow:
-        _wait(lambda: _script("healthy").main([f"{address}/health"]) == 0, mlflow)
+        wait_for(lambda: _script("healthy").main([f"{address}/health"]) == 0, mlflow)
         assert _status(experiments) == 401
         assert _status(experiments, "admin:password") == 401
         assert _status(experiments, login) == 200
@@ -691,7 +626,7 @@ def redis() -> Iterator[str]:
     server = shutil.which("valkey-server") or shutil.which("redis-server")
     if server is None:
         pytest.skip("Neither Valkey nor Redis is installed: apt-get install redis-server")
-    port = _free_port()
+    port = free_port()
     process = subprocess.Popen(
         [server, "--port", str(port), "--bind", "127.0.0.1", "--save", ""], stdout=subprocess.DEVNULL, cwd="/tmp"
     )
@@ -703,7 +638,7 @@ def redis() -> Iterator[str]:
 @pytest.mark.e2e
 def test_prefect_starts_as_composed(database: str, redis: str, tmp_path: Path) -> None:
     """Server and services share events, strangers stay out, deployments are made, and the worker is healthy."""
-    port, health = _free_port(), _free_port()
+    port, health = free_port(), free_port()
     places = {
         "0.0.0.0": "127.0.0.1",
         "prefect-server:4200": f"127.0.0.1:{port}",
@@ -732,19 +667,19 @@ def test_prefect_starts_as_composed(database: str, redis: str, tmp_path: Path) -
         return bool(answer.json()["total"] == 1)
 
     with _running("prefect-server", tmp_path, places, **settings) as server:
-        _wait(lambda: _script("healthy").main([f"{address}/ready"]) == 0, server)
+        wait_for(lambda: _script("healthy").main([f"{address}/ready"]) == 0, server)
         assert _status(f"{address}/admin/version") == 401
         assert _status(f"{address}/admin/version", "medgrpo:password") == 401
         assert _status(f"{address}/admin/version", login) == 200
         assert subprocess.run(healthy, env=docket, check=False).returncode == 1, "no services yet"
         with _running("prefect-services", tmp_path, places, **settings) as services:
-            _wait(lambda: subprocess.run(healthy, env=docket, check=False).returncode == 0, services)
+            wait_for(lambda: subprocess.run(healthy, env=docket, check=False).returncode == 0, services)
             sent = httpx.post(f"{address}/events", json=[event], auth=tuple(login.split(":")), timeout=10)
             assert sent.status_code == 204
-            _wait(stored, services, seconds=60)
+            wait_for(stored, services, seconds=60)
             with _running("deploy", tmp_path, places) as deploy:
-                _wait(lambda: deploy.process.poll() is not None, deploy)
+                wait_for(lambda: deploy.process.poll() is not None, deploy)
                 assert deploy.process.returncode == 0, deploy.log.read_text()
             with _running("worker-cpu", tmp_path, places, PREFECT_WORKER_WEBSERVER_PORT=str(health)) as worker:
-                _wait(lambda: _script("healthy").main([f"http://127.0.0.1:{health}/health"]) == 0, worker)
-                _wait(lambda: "started!" in worker.log.read_text(), worker, seconds=60)
+                wait_for(lambda: _script("healthy").main([f"http://127.0.0.1:{health}/health"]) == 0, worker)
+                wait_for(lambda: "started!" in worker.log.read_text(), worker, seconds=60)
