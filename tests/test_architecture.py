@@ -94,7 +94,7 @@ def test_heavy_libraries_stay_inside_functions(storey: str) -> None:
 def test_importing_the_flow_loads_no_heavy_library() -> None:
     """What the flows import in turn loads neither torch nor MLflow either, so a wrong setting shows up at once."""
     loaded = f"sorted({HEAVY!r} & sys.modules.keys())"
-    done = _python("-c", f"import sys, flows.train_medgrpo; print({loaded})")
+    done = _python("-c", f"import sys, flows.train_medgrpo, flows.retrain_medgrpo; print({loaded})")
     assert done.stdout.strip() == "[]", done.stderr
 
 
