@@ -36,10 +36,17 @@ def tiny_record(record_id: str = "1", verdict: str = "yes", **changes: Any) -> R
 
 def tiny_policy(directory: Path) -> Path:
     """Save a random two-layer Llama with a byte-level tokenizer and a chat template; returns the directory."""
+    tokenizer = _tokenizer()
+    _small_llama(tokenizer).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def _small_llama(tokenizer: Any) -> Any:
+    """A random Llama for a tokenizer's vocabulary, the same one each time."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = _tokenizer()
     torch.manual_seed(0)
     settings = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -53,9 +60,7 @@ def tiny_policy(directory: Path) -> Path:
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.eos_token_id,
     )
-    LlamaForCausalLM(settings).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return LlamaForCausalLM(settings)
 
 
 def talking_policy(directory: Path, *verdicts: Verdict) -> Path:
@@ -65,7 +70,7 @@ def talking_policy(directory: Path, *verdicts: Verdict) -> Path:
     """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     thought = "<thought>It fell by 6, and 99 died.</thought>"
     spoken = [f"{thought}<answer>{verdict}</answer>" for verdict in verdicts]
@@ -81,17 +86,7 @@ def talking_policy(directory: Path, *verdicts: Verdict) -> Path:
         "{% for m in messages %}{{ m.role }} : {{ m.content }} <|im_end|> {% endfor %}"
         "{% if add_generation_prompt %}assistant : {% endif %}"
     )
-    torch.manual_seed(0)
-    settings = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-    )
-    model = LlamaForCausalLM(settings)
+    model = _small_llama(tokenizer)
     said = slice(3, 3 + len(spoken))
     with torch.no_grad():
         answers = model.lm_head.weight[said].clone()

@@ -1,5 +1,6 @@
 """A trainer whose checkpoints appear whole or not at all, and that can save its last finished step at any moment."""
 
+import contextlib
 import random
 import shutil
 from pathlib import Path
@@ -96,16 +97,16 @@ class Resumable(Trainer):
             shutil.rmtree(self._unfinished, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         try:
-            super()._save_checkpoint(model, trial)
+            with contextlib.ExitStack() as failed:
+                # Each library that writes here has an error of its own for a full disk.
+                failed.callback(require_space, target.parent)
+                super()._save_checkpoint(model, trial)
+                failed.pop_all()
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
                 # Only one that is not whole can be there: training would have gone on behind it.
                 shutil.rmtree(target, ignore_errors=True)
                 (self._unfinished / target.name).rename(target)
-        except BaseException:
-            # Each library that writes here has an error of its own for a full disk.
-            require_space(target.parent)
-            raise
         finally:
             if self.is_world_process_zero():
                 shutil.rmtree(self._unfinished, ignore_errors=True)

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,9 +179,8 @@ def _kill(stack: Stack, pool: str, run: Run, victim: str, stopped: psutil.Proces
         flow.kill()
     else:
         stack.kill(worker)
-        for process in run.processes() if victim == "host" else []:
-            with suppress(psutil.Error):
-                process.kill()
+        if victim == "host":
+            _end(run)
     with suppress(psutil.Error):
         stopped.resume()
     if worker not in stack.started:
@@ -196,14 +195,18 @@ def _suffer(stack: Stack, pool: str, kill: Kill) -> Outcome:
         "grpo": {"steps": 40, "save_steps": SAVE_STEPS},
     }
     run = stack.train(pool, stack.config(f"kill-{kill.seed}", **changes))
-    try:
-        return _killed_once(stack, pool, kill, run)
-    except BaseException:
+    with ExitStack() as failed:
         # What is left of it would keep the pool's only slot.
-        for process in run.processes():
-            with suppress(psutil.Error):
-                process.kill()
-        raise
+        failed.callback(_end, run)
+        outcome = _killed_once(stack, pool, kill, run)
+        failed.pop_all()
+    return outcome
+
+
+def _end(run: Run) -> None:
+    for process in run.processes():
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def _killed_once(stack: Stack, pool: str, kill: Kill, run: Run) -> Outcome:
