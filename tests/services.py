@@ -67,11 +67,12 @@ def wait_for(condition: Callable[[], Any], started: Started, seconds: float = 15
 
 @dataclass
 class Postgres:
-    """A PostgreSQL server in a directory of its own, with the roles and databases that databases.sh makes.
+    """A PostgreSQL server in a directory of its own.
 
     Attributes:
         address: HOST:PORT.
-        passwords: the roles' passwords, by the names of the compose file's secrets.
+        passwords: of the roles that databases.sh makes, with their databases, by the names of the compose file's
+            secrets; without any the server is empty, and its administrator has no password.
     """
 
     passwords: Mapping[str, str]
@@ -82,12 +83,16 @@ class Postgres:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def path(self) -> str:
+        """PATH with PostgreSQL's programs."""
+        return f"{sorted(Path('/usr/lib/postgresql').glob('*/bin'))[-1]}:{os.environ['PATH']}"
+
     def run(self, *command: object, **environment: str) -> None:
         """Run one of PostgreSQL's programs as a user that it accepts: it refuses root."""
-        binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
         subprocess.run(
             [str(word) for word in command],
-            env={"PATH": f"{binaries[-1]}:{os.environ['PATH']}", **environment},
+            env={"PATH": self.path, **environment},
             cwd=self.directory,
             check=True,
             stdout=subprocess.DEVNULL,
@@ -96,17 +101,21 @@ class Postgres:
         )
 
     def create(self) -> None:
-        """Make the cluster, start it, and make roles and databases."""
+        """Make the cluster, start it, and make roles and databases, if any."""
         secrets = self.directory / "secrets"
         secrets.mkdir()
-        for name in ("postgres_password", "prefect_database_password", "mlflow_database_password"):
-            (secrets / name).write_text(self.passwords[name] + "\n")
+        for name, password in self.passwords.items():
+            (secrets / name).write_text(password + "\n")
         if _owner():
             # Another user could not enter pytest's own directories.
             shutil.chown(self.directory, "postgres")
-        auth = ("--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={secrets / 'postgres_password'}")
+        auth = ["--auth-local=trust", "--auth-host=scram-sha-256"]
+        if self.passwords:
+            auth.append(f"--pwfile={secrets / 'postgres_password'}")
         self.run("initdb", "--username=postgres", *auth, "-D", self.directory / "data")
         self.start()
+        if not self.passwords:
+            return
         place = {"PGHOST": str(self.directory), "PGPORT": str(self.port), "SECRETS_DIRECTORY": str(secrets)}
         self.run("sh", "-c", DATABASES.read_text(), **place)
 
@@ -122,7 +131,7 @@ class Postgres:
 
 @contextmanager
 def postgres(passwords: Mapping[str, str]) -> Iterator[Postgres]:
-    """A PostgreSQL server, as the compose file's; the test is skipped where Debian's is not installed."""
+    """A running PostgreSQL server; the test is skipped where Debian's is not installed."""
     if not list(Path("/usr/lib/postgresql").glob("*/bin")):
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
     server = Postgres(passwords)

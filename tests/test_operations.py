@@ -9,10 +9,8 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -24,6 +22,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from services import free_port, postgres
 
 from medgrpo.manifests import describe
 
@@ -239,42 +238,14 @@ def _home(process: psutil.Process) -> str:
         return ""
 
 
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
 @pytest.fixture
 def machine() -> Iterator[dict[str, str]]:
     """The environment on a machine where PostgreSQL is installed and runs, and its administrator may connect."""
-    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not binaries:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    directory = Path(tempfile.mkdtemp(prefix="medgrpo-postgres-", dir="/tmp"))
-    # PostgreSQL refuses root.
-    owner: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
-    if owner:
-        shutil.chown(directory, "postgres")
-    port, path = str(_free_port()), f"{binaries[-1]}:{os.environ['PATH']}"
-
-    def run(*words: object) -> None:
-        command, quiet = [str(word) for word in words], {"stdout": subprocess.DEVNULL}
-        subprocess.run(command, env={"PATH": path}, cwd=directory, check=True, timeout=120, **quiet, **owner)
-
-    data, options = (
-        directory / "data",
-        f"-p {port} -c unix_socket_directories={directory} -c listen_addresses=127.0.0.1",
-    )
-    run("initdb", "--username=postgres", "--auth-local=trust", "--auth-host=scram-sha-256", "-D", data)
-    run("pg_ctl", "start", "--wait", "-D", data, "-l", directory / "log", "-o", options)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MEDGRPO_CACHE"))}
-    ports = {"PREFECT_PORT": str(_free_port()), "MLFLOW_PORT": str(_free_port())}
-    yield (
-        kept | ports | {"PATH": path, "PGHOST": str(directory), "PGPORT": port, "PGUSER": "postgres", "USER": "medgrpo"}
-    )
-    run("pg_ctl", "stop", "--wait", "--mode=immediate", "-D", data)
-    shutil.rmtree(directory)
+    with postgres({}) as server:
+        database = {"PGHOST": str(server.directory), "PGPORT": str(server.port), "PGUSER": "postgres"}
+        ports = {"PREFECT_PORT": str(free_port()), "MLFLOW_PORT": str(free_port())}
+        yield {**kept, **database, **ports, "PATH": server.path, "USER": "medgrpo"}
 
 
 @pytest.fixture

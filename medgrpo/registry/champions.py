@@ -1,7 +1,6 @@
 """The registered model as a review meets it: its versions, what their tags say, and how its aliases move."""
 
 import contextlib
-import fcntl
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from medgrpo.config import RunConfig, resolve_mlflow_uri
 from medgrpo.errors import InputError
-from medgrpo.manifests import friendly_disk_errors
+from medgrpo.manifests import friendly_disk_errors, locked
 from medgrpo.registry.candidate import NOT_EVALUATED
 from medgrpo.registry.connection import CALL_SECONDS, connect, http_timeout, plain_errors, public_uri
 from medgrpo.registry.evidence import COMPARED_TAG, GATE_REASONS_TAG, GATE_TAG, PASS
@@ -219,10 +218,9 @@ def one_at_a_time(uri: str) -> Iterator[None]:
         yield
         return
     lock = path.with_name(f"{path.name}.review.lock")
-    with contextlib.ExitStack() as opened:
+    with contextlib.ExitStack() as held:
         with friendly_disk_errors(lock):
-            stream = opened.enter_context(lock.open("w"))
-        fcntl.flock(stream, fcntl.LOCK_EX)
+            held.enter_context(locked(lock))
         yield
 
 

@@ -1,7 +1,6 @@
 """A training process that is told to stop, and the lock that keeps two of them out of one directory."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import signal
@@ -11,7 +10,7 @@ from types import FrameType
 from typing import Any, Protocol, Self
 
 from medgrpo.errors import MedgrpoError, TrainingCrashed
-from medgrpo.manifests import friendly_disk_errors, write_json
+from medgrpo.manifests import friendly_disk_errors, locked, write_json
 
 SAVE_SECONDS = 60
 """How long a process that was told to stop may take to save; after that it is killed."""
@@ -112,10 +111,8 @@ def only_writer(directory: Path) -> Iterator[None]:
     The lock is the system's and ends with its process.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / LOCK_FILE).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with contextlib.ExitStack() as held:
+        if not held.enter_context(locked(directory / LOCK_FILE, wait=False)):
             logger.warning("another training process still works in %s: waiting until it has ended", directory)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            held.enter_context(locked(directory / LOCK_FILE))
         yield
