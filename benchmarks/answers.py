@@ -21,7 +21,8 @@ def main() -> None:
     """Measure and print."""
     options = _options()
     from medgrpo.domains import pubmedqa, synthetic
-    from medgrpo.policies import load_model, materialize_embedded
+    from medgrpo.policies import load_model
+    from medgrpo.policies.embedded import materialize_embedded
     from medgrpo.prompts import render_prompt
 
     path = options.pubmedqa

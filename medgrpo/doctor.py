@@ -12,7 +12,7 @@ from typing import Literal
 
 from medgrpo.config import load_config, resolve_mlflow_uri
 from medgrpo.errors import MedgrpoError
-from medgrpo.policies import cache_directory, find_embedded
+from medgrpo.policies.embedded import cache_directory, find_embedded
 from medgrpo.provenance import LIBRARIES
 
 GIGABYTE = 1e9

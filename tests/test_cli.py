@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from medgrpo import cli, doctor, policies
+from medgrpo import cli, doctor
 from medgrpo.doctor import Finding
+from medgrpo.policies import embedded
 from medgrpo.testing import tiny_policy
 
 Run = Callable[..., tuple[int, str, str]]
@@ -235,8 +236,8 @@ def test_evaluate_no_space_for_the_cache(run: Run, tmp_path: Path, monkeypatch: 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setenv("MEDGRPO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(policies, "find_embedded", lambda: tmp_path / "model.gguf")
-    monkeypatch.setattr(policies, "_convert_gguf", full)
+    monkeypatch.setattr(embedded, "find_embedded", lambda: tmp_path / "model.gguf")
+    monkeypatch.setattr(embedded, "_convert_gguf", full)
     code, _, err = run("evaluate", "smollm2-135m-instruct", "--set", "data.synthetic_pool=60")
     assert code == 2
     assert f"no space left on the disk of {tmp_path / 'cache'}" in err
