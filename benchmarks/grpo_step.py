@@ -170,6 +170,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         style = "-" if completion == min(COMPLETION_LENGTHS) else "--"
         axes.plot(*zip(*sorted(points), strict=True), style, marker="o", label=f"{prompt} + {completion} tokens")
     axes.set(xlabel="G, completions per prompt", ylabel="times faster than plain TRL", xscale="log", ylim=(0, None))
+    axes.minorticks_off()
     axes.set_xticks(GROUPS, [str(group) for group in GROUPS])
     axes.axhline(1, color="grey", linewidth=0.8)
     axes.legend()
