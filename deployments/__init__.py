@@ -191,11 +191,26 @@ DEPLOYMENTS = (
         limit="medgrpo-evaluation",
     ),
     Deployment(
+        name="evaluate-medgrpo-t4",
+        entrypoint="flows/evaluate_medgrpo.py:evaluate_medgrpo",
+        work_pool="t4",
+        profile="t4",
+        description="The same on a T4: Gemma 3 1B, or its champion, beside the base model.",
+        limit=T4_LIMIT,
+    ),
+    Deployment(
         name="review-medgrpo",
         entrypoint="flows/review_medgrpo.py:review_medgrpo",
         work_pool="cpu",
         profile="cpu",
         description="Show the version under review beside the champion, wait for a person, promote or reject it.",
+    ),
+    Deployment(
+        name="review-medgrpo-t4",
+        entrypoint="flows/review_medgrpo.py:review_medgrpo",
+        work_pool="cpu",
+        profile="t4",
+        description="The same for what the T4s train, Gemma 3 1B: its versions are a registered model of their own.",
     ),
 )
 

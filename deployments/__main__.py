@@ -77,7 +77,7 @@ def apply(t4s: T4s = 1, notify: Notify = None, dead_after: DeadAfter = DEAD_AFTE
             typer.echo(change)
             changes += 1
         typer.echo(f"{client.api_url}: {changes or 'no'} change{'' if changes == 1 else 's'}.")
-    typer.echo("Start a worker in the project's directory: prefect worker start --pool cpu --limit 1")
+    typer.echo("Start a worker in the project's directory: python -m deployments.worker --pool cpu --limit 1")
 
 
 @app.command()

@@ -31,6 +31,14 @@ COUNTED_FOR = timedelta(days=30)
 
 ANY_EVENT = ("prefect.flow-run.*",)
 TAKEN = "prefect.flow-run.Pending"
+LEFT = tuple(
+    f"prefect.flow-run.{name}"
+    for name in (
+        *("Scheduled", "AwaitingRetry", "Resuming", "Late", "Pending", "Submitting", "Running", "Retrying"),
+        *("Cancelling", "Cancelled", "Completed", "Failed", "GivenUp"),
+    )
+)
+"""A crash was left behind, or is final. A heartbeat shows neither: a run taken for dead by mistake still sends them."""
 
 
 RUN = "{{ (flow_run|ui_url) or ('prefect flow-run inspect ' ~ flow_run.id) }}"
@@ -185,6 +193,7 @@ RESUMED = Automation(
     # Prefect cancels a run in a state of this name at once; one that is only scheduled waits for its old process.
     action=NewState("SCHEDULED", "Resuming", "It crashed, and goes on from where it was."),
     silence=DEAD_AFTER // PAUSE_FACTOR,
+    until=LEFT,
 )
 
 GIVEN_UP = Automation(
@@ -233,7 +242,7 @@ CANDIDATES = Automation(
         body="{{ event.payload.model }} version {{ event.payload.version }} of run {{ event.payload.run }} passed the "
         "gate and waits for a person. See it beside the champion with `medgrpo review show {{ event.payload.version }} "
         "--profile {{ event.payload.profile }}`, which ends with the command that approves it, or start the flow with "
-        f"`prefect deployment run review-medgrpo/review-medgrpo`.\nRun: {RUN}",
+        f"`prefect deployment run review-medgrpo/review-medgrpo` (Gemma's: review-medgrpo-t4).\nRun: {RUN}",
     ),
     managed=False,
 )

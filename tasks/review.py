@@ -9,9 +9,16 @@ from typing import Any
 from prefect import pause_flow_run, suspend_flow_run, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.exceptions import FlowPauseTimeout
-from prefect.input import RunInput, create_flow_run_input, read_flow_run_input
-from prefect.runtime import deployment
+from prefect.events import emit_event
+from prefect.exceptions import FlowPauseTimeout, Pause
+from prefect.input import (
+    RunInput,
+    create_flow_run_input,
+    delete_flow_run_input,
+    keyset_from_base_key,
+    read_flow_run_input,
+)
+from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_API_URL
 from pydantic import BaseModel, Field
 
@@ -21,6 +28,8 @@ from tasks.running import RETRIES, RETRY_SECONDS, worth_retrying
 
 SHOWN = "medgrpo-shown"
 """Key, on Prefect's server, of what a flow run showed its reviewer."""
+KEY = "review"
+"""Names the question among those that a flow run may ask."""
 PAUSE_SECONDS = 24 * 60 * 60
 """How long a review that was started by hand waits for its answer; one of a deployment waits for ever."""
 POLL_SECONDS = 5
@@ -96,7 +105,7 @@ def ask(shown: Shown) -> ReviewDecision:
         "reject: leave approve off, give reviewer and note."
     )
     if deployment.id:
-        return suspend_flow_run(wait_for_input=form, key="review")
+        return _answer_after_suspension(form)
     by_hand = f"medgrpo review approve {shown.version} --digest {shown.digest} --replaces {shown.replaces}"
     if not PREFECT_API_URL.value():
         raise InputError(
@@ -105,12 +114,33 @@ def ask(shown: Shown) -> ReviewDecision:
             "pages you can open."
         )
     try:
-        return pause_flow_run(wait_for_input=form, timeout=PAUSE_SECONDS, poll_interval=POLL_SECONDS, key="review")
+        return pause_flow_run(wait_for_input=form, timeout=PAUSE_SECONDS, poll_interval=POLL_SECONDS, key=KEY)
     except FlowPauseTimeout as error:
         raise InputError(
             f"nobody answered within {PAUSE_SECONDS // 3600} hours, so nothing was decided. Run the review again, or "
             f"decide on the command line: {by_hand} --note WHY, with the same --profile and --set."
         ) from error
+
+
+def _answer_after_suspension(form: Any) -> ReviewDecision:
+    """The answer, if the flow run has one; otherwise it is suspended, which ends its process.
+
+    A run that crashed after it had asked and was put back is asked anew by Prefect, which has forgotten that: an answer
+    that was given counts all the same, and a form that was left open gives way to the same form.
+    """
+    keys = keyset_from_base_key(f"suspended-{KEY}")
+    answer = read_flow_run_input(keys["response"])
+    if answer is not None:
+        return ReviewDecision.model_validate(answer)
+    for key in (keys["schema"], keys["description"]):
+        if read_flow_run_input(key) is not None:
+            delete_flow_run_input(key)
+    try:
+        return suspend_flow_run(wait_for_input=form, key=KEY)
+    except Pause:
+        # A heartbeat sent while the server suspended the run would be the last that is heard of it: a dead run's.
+        emit_event("prefect.flow-run.left", {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}"})
+        raise
 
 
 @task(name="decide", **_SURVIVES)

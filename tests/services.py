@@ -52,6 +52,11 @@ def stop(started: Started, seconds: float = 20) -> None:
         os.killpg(started.process.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         started.process.wait(seconds)
+    kill(started)
+
+
+def kill(started: Started) -> None:
+    """SIGKILL of a process and its group."""
     with suppress(ProcessLookupError):
         os.killpg(started.process.pid, signal.SIGKILL)
     started.process.wait()

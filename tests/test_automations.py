@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -11,12 +10,14 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
-from services import free_port, postgres
+from services import Started, free_port, kill, postgres, start, wait_for
 from typer.testing import CliRunner
 
 from deployments import DECLARED, MANAGED, Declaration
@@ -60,6 +61,14 @@ def test_crashed_runs_can_be_left_alone() -> None:
     names = [each.name for each in Reactions(resumes=0).automations()]
     assert RESUMED not in names
     assert DEAD in names
+
+
+def test_heartbeats_do_not_keep_a_crashed_run_from_going_on() -> None:
+    """A run taken for dead by mistake still sends them; only a state that it was given since ends the wait."""
+    [resumed] = [each for each in Reactions().automations() if each.name == RESUMED]
+    assert "prefect.flow-run.heartbeat" not in resumed.until
+    assert {"prefect.flow-run.GivenUp", "prefect.flow-run.Running"} <= set(resumed.until)
+    assert not any("*" in event for event in resumed.until)
 
 
 def test_list_of_automations() -> None:
@@ -240,6 +249,29 @@ def waits(name: str):
         time.sleep(0.2)
 
 @flow
+def asks(name: str):
+    sys.path.insert(0, {str(ROOT)!r})
+    import tasks.review
+    from prefect.context import FlowRunContext
+    from prefect.events import emit_event
+
+    run, suspend = FlowRunContext.get().flow_run, tasks.review.suspend_flow_run
+
+    def with_a_late_heartbeat(**options):
+        try:
+            return suspend(**options)
+        finally:
+            emit_event("prefect.flow-run.heartbeat", {{"prefect.resource.id": f"prefect.flow-run.{{run.id}}"}})
+
+    tasks.review.suspend_flow_run = with_a_late_heartbeat
+    attempt(name)
+    shown = tasks.review.Shown(name="m", version=2, digest="abc", replaces="1", as_candidate=True)
+    answer = tasks.review.ask(shown)
+    if not (HERE / f"{{name}}.answer").exists():
+        (HERE / f"{{name}}.answer").write_text(answer.note)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+@flow
 def tells(name: str):
     sys.path.insert(0, {str(ROOT)!r})
     from medgrpo.config import RunConfig
@@ -268,21 +300,13 @@ class Inbox(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def _started(log: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", *command],
-            stdout=output,
-            stderr=output,
-            cwd=log.parent,
-            start_new_session=True,
-        )
-        try:
-            yield process
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+def _prefect(log: Path, *command: str) -> Iterator[Started]:
+    """A command of Prefect; at its end it, and what it runs in its group, is killed."""
+    started = start([sys.executable, "-m", "prefect", *command], log, os.environ, log.parent)
+    try:
+        yield started
+    finally:
+        kill(started)
 
 
 @dataclass
@@ -294,24 +318,34 @@ class Service:
     inbox: list[dict[str, str]]
 
     @contextmanager
-    def worker(self) -> Iterator[subprocess.Popen[bytes]]:
+    def worker(self) -> Iterator[None]:
         """A process worker of the pool; at its end it, and what it runs, is killed."""
-        command = ("worker", "start", "--pool", "here", "--type", "process")
-        with _started(self.directory / "worker.log", *command) as process:
-            yield process
+        with _prefect(self.directory / "worker.log", "worker", "start", "--pool", "here", "--type", "process"):
+            yield
 
     def deploy(self) -> None:
         """Deploy the flows; a declaration that is applied knows nothing of them, and removes them."""
         from prefect.deployments.runner import RunnerDeployment
 
         settings: dict[str, Any] = {"job_variables": {"working_dir": str(self.directory)}, "work_pool_name": "here"}
-        for flow in ("dies", "fails", "waits", "tells"):
+        for flow in ("dies", "fails", "waits", "asks", "tells"):
             RunnerDeployment.from_entrypoint(f"dying.py:{flow}", flow, tags=[MANAGED], **settings).apply()
 
     def start(self, name: str, flow: str, **parameters: Any) -> "FlowRun":
         """A flow run, scheduled at once."""
         deployment = self.client.read_deployment_by_name(f"{flow}/{flow}")
         return self.client.create_flow_run_from_deployment(deployment.id, parameters={"name": name, **parameters})
+
+    def late_heartbeat(self, run: "FlowRun") -> None:
+        """Let a heartbeat of a run arrive that has nothing to come after it."""
+        related = [
+            {"prefect.resource.role": "deployment", "prefect.resource.id": f"prefect.deployment.{run.deployment_id}"},
+            {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{MANAGED}"},
+        ]
+        resource = {"prefect.resource.id": f"prefect.flow-run.{run.id}"}
+        event = {"event": "prefect.flow-run.heartbeat", "resource": resource, "related": related}
+        sent = {**event, "id": str(uuid4()), "occurred": datetime.now(UTC).isoformat()}
+        self.client.request("POST", "/events", json=[sent]).raise_for_status()
 
     def attempts(self, name: str) -> int:
         """How often a run was begun."""
@@ -374,15 +408,12 @@ def service(inbox: tuple[str, list[dict[str, str]]], tmp_path_factory: pytest.Te
         patch.setenv("PREFECT_WORKER_QUERY_SECONDS", "1")
         patch.setenv("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
         with (
-            _started(directory / "server.log", "server", "start", "--host", "127.0.0.1", "--port", str(port)),
+            _prefect(directory / "server.log", "server", "start", "--host", "127.0.0.1", "--port", str(port)) as server,
             get_client(sync_client=True) as client,
         ):
             service = Service(client, directory, inbox[1])
             (directory / "worker.log").touch()
-            deadline = time.monotonic() + 120
-            while client.api_healthcheck() is not None:
-                assert time.monotonic() < deadline, (directory / "server.log").read_text()[-3000:]
-                time.sleep(0.5)
+            wait_for(lambda: client.api_healthcheck() is None, server)
             Webhook(url=inbox[0]).save("ops")
             json_data = {"subject": "{{subject}}", "body": "{{body}}", "through": "custom"}
             CustomWebhookNotificationBlock(name="ops", url=inbox[0], json_data=json_data).save("ops")
@@ -401,15 +432,22 @@ def _quick(notify: str) -> Declaration:
 @pytest.mark.e2e
 @pytest.mark.slow
 def test_runs_that_die(service: Service) -> None:
-    """One story: runs killed, killed for good, failed, cancelled and orphaned, and what people are told of each."""
+    """One story: runs killed, killed for good, failed, cancelled and orphaned, and what people are told of each.
+
+    Meanwhile two reviews wait for a person: one in peace, one taken for dead by mistake and killed once it is answered.
+    """
+    from prefect.flow_runs import resume_flow_run
     from prefect.states import Cancelling
 
     with service.worker():
+        asking, mistaken = service.start("asking", "asks"), service.start("mistaken", "asks")
         killed = service.start("killed", "dies", times=2)
         hopeless = service.start("hopeless", "dies", times=99)
         failed = service.start("failed", "fails")
         cancelled = service.start("cancelled", "waits")
         told = service.start("told", "tells")
+        service.wait(lambda: service.ends_as(asking, "Suspended") and service.ends_as(mistaken, "Suspended"))
+        service.late_heartbeat(mistaken)
         service.wait(lambda: (service.directory / "cancelled.pid").exists())
         service.client.set_flow_run_state(cancelled.id, Cancelling())
         # Killed twice, the run goes on each time, as the same run, and completes.
@@ -436,9 +474,16 @@ def test_runs_that_die(service: Service) -> None:
     (service.directory / "orphan.go").touch()
     with service.worker():
         service.wait(lambda: service.ends_as(orphan, "Completed"))
+        # Taken for dead and put back, the review asks again; once it is answered, a crash does not lose that.
+        service.wait(lambda: service.states(mistaken).count("Suspended") == 2)
+        resume_flow_run(mistaken.id, run_input={"note": "better"})
+        service.wait(lambda: service.ends_as(mistaken, "Completed"))
+        assert (service.directory / "mistaken.answer").read_text() == "better"
+        assert service.states(mistaken).count("Crashed") == 2, service.states(mistaken)
     assert (service.attempts("orphan"), service.attempts("unstoppable")) == (2, 1)
     _check_messages(service, hopeless, failed)
     # A minute and more later nothing has moved what had ended.
+    assert service.ends_as(asking, "Suspended"), service.states(asking)
     assert (service.attempts("hopeless"), service.attempts("failed"), service.attempts("cancelled")) == (4, 1, 1)
     assert [service.ends_as(run, name) for run, name in ((hopeless, "GivenUp"), (cancelled, "Cancelled"))] == [True] * 2
 

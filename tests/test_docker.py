@@ -46,7 +46,10 @@ ONE_SHOT = {"deploy"}
 USE_PROJECT = {"deploy", "worker-cpu", "worker-t4"}
 LASTING = sorted(SERVICES.keys() - ONE_SHOT)
 DOCKERFILE = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
-PREFECT = {name for name, service in SERVICES.items() if service.get("command", [""])[0] == "prefect"}
+# Hands its arguments on to `prefect worker start`.
+WORKER = ["python", "-m", "deployments.worker"]
+COMMANDS = {name: service.get("command", []) for name, service in SERVICES.items()}
+PREFECT = {name for name, command in COMMANDS.items() if command[:1] == ["prefect"] or command[:3] == WORKER}
 CONFIDENTIAL = re.compile("PASSWORD|SECRET|TOKEN|AUTH_STRING|_KEY")
 
 
@@ -277,12 +280,14 @@ def test_requirements_come_from_the_project() -> None:
         pins.requirements(ROOT / "pyproject.toml", "servers")
 
 
-def test_server_extra_is_pinned_in_full() -> None:
-    """Everything that the server image asks for by name has a pin."""
+@pytest.mark.parametrize("extra", ["server", "gpu"])
+def test_extras_of_images_are_pinned_in_full(extra: str) -> None:
+    """Everything that an image asks for by name, beside the project's dependencies, has a pin and is installed."""
     pins = _script("pins")
     pinned = pins.pins(ROOT / "constraints.txt")
-    names = [re.split(r"[\[<>=!~ ]", line)[0] for line in pins.requirements(ROOT / "pyproject.toml", "server")]
-    assert [name for name in names if name.lower() not in pinned] == []
+    names = [re.split(r"[\[<>=!~ ]", line)[0] for line in pins.requirements(ROOT / "pyproject.toml", extra)]
+    assert [name for name in names if pins._normalized(name) not in pinned] == []
+    assert f"pins.py requirements pyproject.toml {extra} >" in _stages()[f"build-{extra}"]
     assert "setuptools" in pinned, "the build installs it"
 
 
@@ -424,7 +429,8 @@ def test_prefect_knows_every_flag(name: str) -> None:
     from prefect.cli.server import server_app
     from prefect.cli.worker import worker_app
 
-    _, group, *words = _command(name)
+    command = _command(name)
+    _, group, *words = ["prefect", "worker", "start", *command[3:]] if command[:3] == WORKER else command
     application = {"server": server_app, "worker": worker_app}[group]
     _, bound, *_ = application.parse_args(words, exit_on_error=False, print_error=False)
     values = {word for flag, word in pairwise(words) if flag.startswith("--") and not word.startswith("--")}

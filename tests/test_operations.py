@@ -13,8 +13,8 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from services import free_port, postgres
+from services import Started, free_port, postgres, start, stop, wait_for
 
 from medgrpo.manifests import describe
 
@@ -72,6 +72,7 @@ def test_units_are_valid(tmp_path: Path) -> None:
 def test_units_start_what_the_page_starts() -> None:
     """A unit's program, settings file and flags are those that the page uses by hand; no unit holds a password."""
     by_hand = re.findall(r"^start \S+ (\S+) (?:env \S+ )?\.venv/bin/(.*)$", PAGE, flags=re.MULTILINE)
+    assert len(by_hand) == 4
     started = set()
     for unit in UNITS.glob("*.service"):
         text = unit.read_text()
@@ -116,6 +117,8 @@ def test_every_sentence_is_one_that_the_code_says() -> None:
 def _commands() -> Iterator[list[str]]:
     """Each command of ours on the page, in blocks, in text and in the units, from its program's name on."""
     text = "\n".join([PAGE, *(unit.read_text() for unit in UNITS.glob("*.service"))])
+    # Hands its arguments on to `prefect worker start`.
+    text = text.replace("python -m deployments.worker", "prefect worker start")
     for program, rest in re.findall(r"(?:^|[\s`/=])(prefect|mlflow|medgrpo) ((?:[a-z]|-)[^\n`|]*)", text):
         words = shlex.split(re.sub(r"\$\(|\)", "", rest), comments=True)
         if re.fullmatch(r"[a-z-]+", words[0]) and not re.search(r"[.,:]$", words[0]):
@@ -279,11 +282,18 @@ def _settings(home: Path) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines)
 
 
+def _prefect(home: Path) -> tuple[str, tuple[str, str]]:
+    """Address of the Prefect server, and name and password."""
+    settings = _settings(home)
+    name, password = settings["PREFECT_API_AUTH_STRING"].split(":")
+    return settings["PREFECT_API_URL"], (name, password)
+
+
 def _known(home: Path) -> dict[str, Any]:
     """What the servers know: states of runs that began, by id, and digests of versions by name and number."""
     settings = _settings(home)
-    prefect = tuple(settings["PREFECT_API_AUTH_STRING"].split(":"))
-    runs = httpx.post(f"{settings['PREFECT_API_URL']}/flow_runs/filter", json={}, auth=prefect, timeout=30).json()
+    url, login = _prefect(home)
+    runs = httpx.post(f"{url}/flow_runs/filter", json={}, auth=login, timeout=30).json()
     found = httpx.get(
         f"{settings['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/model-versions/search",
         auth=(settings["MLFLOW_TRACKING_USERNAME"], settings["MLFLOW_TRACKING_PASSWORD"]),
@@ -310,16 +320,71 @@ def _destroy(home: Path, machine: dict[str, str]) -> None:
     (home / ".pgpass").unlink()
 
 
+def _start_cached_run(home: Path) -> str:
+    """Start the page's first run again, without waiting for it; returns its id."""
+    url, login = _prefect(home)
+    deployment = httpx.get(f"{url}/deployments/name/train-medgrpo/train-medgrpo-cpu", auth=login, timeout=30).json()
+    given = {"parameters": {"config": "smoke"}, "state": {"type": "SCHEDULED"}}
+    place = f"{url}/deployments/{deployment['id']}/create_flow_run"
+    return str(httpx.post(place, json=given, auth=login, timeout=30).raise_for_status().json()["id"])
+
+
+def _wait_for(condition: Callable[[], bool], home: Path, seconds: float = 150) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        logs = "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in (home / "log").glob("*.log"))
+        assert time.monotonic() < deadline, logs
+        time.sleep(1)
+
+
+@contextmanager
+def _units(home: Path, machine: dict[str, str]) -> Iterator[None]:
+    """Every unit's command, in its directory, with what systemd gives it and nothing else."""
+    started: dict[str, Started] = {}
+    try:
+        for path in sorted(UNITS.glob("*.service")):
+            text = re.sub("%i", "0", path.read_text().replace("%H", "here").replace("/srv/medgrpo", str(home)))
+            settings = dict(re.findall(r"^([A-Z]\w+)=(.*)$", text, flags=re.MULTILINE))
+            lines = Path(settings["EnvironmentFile"]).read_text().splitlines()
+            lines += re.findall(r"^Environment=(.*)$", text, flags=re.MULTILINE)
+            user = {"HOME": str(home), "USER": "medgrpo", "PATH": "/usr/local/bin:/usr/bin:/bin"}
+            # Stands for the installation into .venv.
+            user["PYTHONPATH"] = machine["PYTHONPATH"]
+            environment = user | dict(line.split("=", 1) for line in lines)
+            log = home / f"log/{path.stem}.log"
+            started[path.stem] = start(shlex.split(settings["ExecStart"]), log, environment, home / "medgrpo")
+        for name, process in started.items():
+            wait_for(lambda name=name: _is_up(home, name), process)
+        yield
+    finally:
+        for process in started.values():
+            stop(process)
+
+
+def _is_up(home: Path, unit: str) -> bool:
+    """Whether what a unit starts does its work: a server answers, a worker says so."""
+    if "worker" in unit:
+        return "started!" in (home / f"log/{unit}.log").read_text()
+    settings = _settings(home)
+    variable, path = ("PREFECT_API_URL", "/ready") if "prefect" in unit else ("MLFLOW_TRACKING_URI", "/health")
+    try:
+        # Prefect's server wants the password even for this.
+        return httpx.get(settings[variable] + path, auth=_prefect(home)[1], timeout=10).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 @pytest.mark.e2e
 @pytest.mark.slow
 def test_from_an_empty_machine_to_a_run_and_back_from_a_backup(home: Path, machine: dict[str, str]) -> None:
     """The page's commands install, serve and run; what was backed up is there again after everything was lost.
 
-    In their place: `git clone` and `git pull`, for which a copy of the checkout stands.
+    In their place: `git clone` and `git pull`, for which a copy of the checkout stands, and systemd, which would start
+    the units after the upgrade. A run that was started after the pools were paused waits until they are resumed.
     """
     machine = {**machine, "PYTHONPATH": str(home / "medgrpo")}
-    install, backup = _blocks(_section(INSTALL)), _blocks(_section("Back up and restore"))
-    start = _the(install, "start() {")
+    install, backup, upgrade = map(_blocks, map(_section, (INSTALL, "Back up and restore", "Upgrade")))
+    assert len([*install, *backup, *upgrade]) == len(_blocks(PAGE)), "each block is one of these, and is run"
     _clone(home)
     shell = Shell(home, machine)
     try:
@@ -331,6 +396,8 @@ def test_from_an_empty_machine_to_a_run_and_back_from_a_backup(home: Path, machi
         assert known["versions"].keys() == {"medgrpo-smoke-synthetic/1"}
         [digest] = known["versions"].values()
         assert digest[:12] in printed
+        shell.run(_the(upgrade, "work-pool pause"))
+        waiting = _start_cached_run(home)
         shell.run(backup[0])
     finally:
         shell.end()
@@ -340,9 +407,16 @@ def test_from_an_empty_machine_to_a_run_and_back_from_a_backup(home: Path, machi
     try:
         shell.run(backup[1])
         assert describe(home / "mlflow/artifacts").sha256 == artifacts
-        shell.run(_without(_the(_blocks(_section("Upgrade")), "mlflow db upgrade"), PULL))
-        shell.run(start, seconds=400)
-        assert _known(home) == known
-        assert f"sha256 of the model's files: {digest}" in shell.run(backup[2], seconds=120)
+        shell.run(_without(_the(upgrade, "mlflow db upgrade"), PULL))
     finally:
         shell.end()
+    with _units(home, machine):
+        shell = Shell(home, machine)
+        try:
+            assert _known(home) == known, "a paused pool gives out no runs"
+            assert f"sha256 of the model's files: {digest}" in shell.run(backup[2], seconds=120)
+            assert "as declared." in shell.run(_the(upgrade, "work-pool resume"), seconds=120)
+            _wait_for(lambda: _known(home)["runs"].get(waiting) == "COMPLETED", home)
+            assert _known(home)["versions"] == known["versions"]
+        finally:
+            shell.end()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from uuid import UUID
 
 import httpx
 import psutil
-from services import Postgres, Started, free_port, start, stop, wait_for
+from services import Postgres, Started, free_port, kill, start, stop, wait_for
 
 from medgrpo.config import RunConfig
 from medgrpo.testing import tiny_config
@@ -100,7 +99,7 @@ class Stack:
             place = ["--host=127.0.0.1", f"--port={self.ports['mlflow']}", "--workers=1"]
             artifacts = f"--artifacts-destination={self.root / 'artifacts'}"
             return ["mlflow", "server", *place, store, "--serve-artifacts", artifacts]
-        return ["prefect", "worker", "start", "--pool", name.removeprefix("worker-"), "--type", "process"]
+        return ["python", "-m", "deployments.worker", "--pool", name.removeprefix("worker-"), "--type", "process"]
 
     # --- services
 
@@ -134,12 +133,22 @@ class Stack:
 
     def kill(self, name: str) -> None:
         """SIGKILL of a service's processes; what a worker has started goes on."""
-        process, log = self.started.pop(name)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        # The next one's start is told by its own lines.
-        log.replace(log.with_suffix(f".{process.pid}.log"))
+        started = self.started.pop(name)
+        kill(started)
+        self._put_away(started)
+
+    def ended(self, name: str, seconds: float) -> None:
+        """A service that was told to stop has stopped within so many seconds."""
+        started = self.started.pop(name)
+        try:
+            started.process.wait(seconds)
+        finally:
+            kill(started)
+            self._put_away(started)
+
+    def _put_away(self, started: Started) -> None:
+        """Keep the log of a process that has ended apart: the next one's start is told by its own lines."""
+        started.log.replace(started.log.with_suffix(f".{started.process.pid}.log"))
 
     def stop_all(self) -> None:
         """End everything; whatever has not gone by itself is killed."""
@@ -148,6 +157,16 @@ class Stack:
         for process in self.processes():
             with suppress(psutil.Error):
                 process.kill()
+
+    def let_time_pass(self, seconds: int) -> None:
+        """Let what the Prefect server, which must be down, last heard of its runs lie so much further in the past."""
+        shift = {"automation_bucket": ("start", '"end"'), "flow_run_state": ("timestamp",)}
+        statements = [
+            f"UPDATE {table} SET " + ", ".join(f"{column} = {column} - interval '{seconds} s'" for column in columns)
+            for table, columns in shift.items()
+        ]
+        place = {"PGHOST": str(self.postgres.directory), "PGPORT": str(self.postgres.port), "PGUSER": "postgres"}
+        self.postgres.run("psql", "--dbname=prefect", *(f"--command={each}" for each in statements), **place)
 
     def run(self, *command: str) -> str:
         """Run a command as a person would, in the project's directory; returns what it printed."""

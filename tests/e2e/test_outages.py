@@ -19,9 +19,9 @@ def _until(condition: Callable[[], Any], run: Run, what: str) -> None:
         time.sleep(0.1)
 
 
-def _underway(stack: Stack, name: str) -> Run:
+def _underway(stack: Stack, name: str, pool: str = "cpu") -> Run:
     """A run that trains."""
-    run = stack.train("cpu", stack.config(name, grpo={"steps": STEPS, "save_steps": 5}))
+    run = stack.train(pool, stack.config(name, grpo={"steps": STEPS, "save_steps": 5}))
     _until(lambda: _step(run) > 0, run, "a step of GRPO")
     return run
 
@@ -73,3 +73,26 @@ def test_postgres_restarts(stack: Stack) -> None:
     summary = run.completed()
     check_result(run, summary)
     assert run.history(summary["mlflow_run_id"], "grpo/loss") == list(range(1, STEPS + 1))
+
+
+def test_prefect_is_away_for_long(stack: Stack) -> None:
+    """A run that died meanwhile is found and goes on; one that lives is put back beside itself, and ends as one run."""
+    alive = _underway(stack, "outlives")
+    training = alive.process("training")
+    assert training
+    # It takes as long as the rest of this.
+    training.suspend()
+    dead = _underway(stack, "outlived", pool="t4")
+    stack.kill("prefect")
+    stack.kill("worker-t4")
+    for process in dead.processes():
+        process.kill()
+    stack.let_time_pass(3600)
+    stack.start("prefect", "worker-t4")
+    _until(lambda: "Resuming" in alive.states(), alive, "being taken for dead")
+    _until(lambda: alive.states().count("Running") == 2, alive, "a second process")
+    assert len([process for process in alive.processes() if "prefect.engine" in process.cmdline()]) == 2
+    training.resume()
+    for run in (dead, alive):
+        check_result(run, run.completed())
+        assert not {"Failed", "GivenUp"} & set(run.states()), run.states()
