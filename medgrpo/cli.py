@@ -7,13 +7,16 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.filesize import decimal
 
 from medgrpo import review_command
 from medgrpo.errors import InputError, MedgrpoError
+
+if TYPE_CHECKING:
+    from medgrpo.policies.memory import MemoryPlan
 
 LATEST_MODEL = Path("runs/latest/train/model")
 
@@ -194,6 +197,39 @@ def clean(
 
 
 @app.command()
+def memory(
+    profile: Annotated[str, typer.Argument(help="Profile whose training is planned.")] = "demo",
+    overrides: SetOption = None,
+    free: Annotated[
+        float | None,
+        typer.Option(metavar="GB", min=0, help="Memory that a CUDA device has free; unset, this machine."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """What memory a training will take, part by part, and the largest group and length that fit."""
+    from medgrpo.config import load_config
+    from medgrpo.policies.backends import read_model_config
+    from medgrpo.policies.fitting import Device, largest_fit, present_device, remedy
+    from medgrpo.policies.memory import GB, plan_memory
+
+    config = load_config(profile, overrides or [])
+    model_config, device = read_model_config(config.policy), present_device(config.processes)
+    if free is not None:
+        device = Device(cuda=True, free=int(free * GB))
+    plan = plan_memory(config, model_config, device.cuda)
+    fit = largest_fit(config, model_config, device)
+    if as_json:
+        fits = {"free": device.free / GB, "fits": plan.peak <= device.free, **fit.__dict__}
+        found = {**plan.in_gb(), **fits}
+        typer.echo(json.dumps(found, indent=2))
+        return
+    _show_plan(plan)
+    typer.echo(f"\nLargest phase: {plan.sentence()}.\n{device.sentence()} {fit.sentence()}")
+    if plan.peak > device.free:
+        typer.echo(f"It does not fit. {remedy(config, model_config, device)}")
+
+
+@app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
     """What this machine can run, and why not."""
     from medgrpo.doctor import examine
@@ -215,6 +251,17 @@ def main() -> None:
     except MedgrpoError as error:
         typer.secho(f"error: {error}", err=True, fg="red")
         sys.exit(error.exit_code)
+
+
+def _show_plan(plan: "MemoryPlan") -> None:
+    """GB of each part in each phase."""
+    names = list(dict.fromkeys(name for parts in plan.phases.values() for name in parts))
+    typer.echo(f"{'GB':<14}" + "".join(f"{phase:>10}" for phase in plan.phases))
+    for name in names:
+        sizes = (parts.get(name) for parts in plan.phases.values())
+        typer.echo(f"{name:<14}" + "".join(f"{'' if size is None else f'{size / 1e9:.2f}':>10}" for size in sizes))
+    sums = (sum(parts.values()) for parts in plan.phases.values())
+    typer.echo(f"{'together':<14}" + "".join(f"{size / 1e9:>10.2f}" for size in sums))
 
 
 def _show_answers(model: str, done: int, total: int) -> None:

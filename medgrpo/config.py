@@ -70,11 +70,15 @@ class PolicyConfig(Settings):
     """The embedded model's name, a Hugging Face id, or a local directory."""
     revision: str | None = None
     """Revision of a Hugging Face id; name a commit to pin it."""
-    backend: Literal["transformers", "unsloth"] = "transformers"
-    """What loads and trains the model: `transformers` runs anywhere; `unsloth` is not available yet."""
+    backend: Literal["auto", "transformers", "unsloth"] = "transformers"
+    """What loads and trains the model: `transformers` runs anywhere, `unsloth` where its package is installed. `auto`
+    takes unsloth where there is a CUDA device too; the log says which it took, and why."""
+    quantization: Literal["none", "4bit"] = "none"
+    """How the frozen base's weights are held while training: `4bit` (NF4) needs the unsloth backend on CUDA, and takes
+    an eighth of the memory. The adapter, the merged model and evaluation stay float32."""
     autocast: Literal["none", "bfloat16", "auto"] = "none"
-    """Compute type of training passes; weights and evaluation stay float32. `auto` tries which is faster when training
-    starts: some processors take twice as long in bfloat16. A T4 has none."""
+    """Compute type of training passes; weights and evaluation stay float32. `auto` decides when training starts: on
+    CUDA what `medgrpo doctor` shows, elsewhere which is faster, for some processors take twice as long in bfloat16."""
     lora_rank: PositiveInt = 16
     """Rank of the LoRA adapter on all linear layers."""
     lora_alpha: PositiveInt = 32
@@ -121,7 +125,8 @@ class GrpoConfig(Settings):
     """G, sampled completions per prompt; the group's mean reward is the baseline."""
     micro_batch_tokens: PositiveInt = 1024
     """Tokens held at once in forward and backward passes, each prompt counted once for its group; bounds memory. A
-    longer group comes in pieces, its prompt still computed once; a piece may have a quarter of this in any case."""
+    longer group comes in pieces, its prompt still computed once; a piece may have a quarter of this in any case. With
+    the unsloth backend each completion counts as `data.max_length`, and a group comes whole."""
     learning_rate: PositiveFloat = 1e-5
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -154,8 +159,9 @@ class GrpoConfig(Settings):
     """Most probable tokens kept in rollouts; 0 keeps all."""
     repetition_penalty: PositiveFloat = 1.0
     """Penalty on tokens already seen in rollouts; 1 is none."""
-    rollout_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights that write completions; bfloat16 is faster, and its importance ratio is accounted for."""
+    rollout_dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Type of the weights that write completions; bfloat16 can be faster, and its importance ratio is accounted for.
+    `auto` decides as `policy.autocast` does."""
     use_vllm: bool = False
     """Roll out with vLLM. Unusable on a T4 with Gemma 3 and on a CPU."""
     optimizer: Literal["adamw_torch", "adamw_8bit"] = "adamw_torch"
@@ -368,7 +374,8 @@ class RunConfig(Settings):
     seed: int = 11
     """Seed of sampling and training."""
     processes: PositiveInt = 1
-    """Training processes; more than one starts through `accelerate launch`, one per GPU (not yet tested)."""
+    """Training processes, each with a GPU of its own where there are any; they share each step's prompts. More than one
+    start through `accelerate launch`."""
     audit: Literal["fail", "warn"] = "fail"
     """What a hole in the rewards, found by attacking them on every training record, does to a run before it trains."""
     training_timeout_minutes: PositiveFloat = 24 * 60

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medgrpo.config import load_config, resolve_mlflow_uri
-from medgrpo.errors import MedgrpoError
+from medgrpo.errors import InputError, MedgrpoError
 from medgrpo.policies.embedded import cache_directory, find_embedded
+from medgrpo.policies.precision import Precision, precision_for
 from medgrpo.provenance import LIBRARIES
 
 GIGABYTE = 1e9
 MEMORY_NEEDED = 8
 DISK_NEEDED = 3
+MODELS = {"SmolLM2": "llama", "Gemma 3": "gemma3_text"}
+"""The models of the shipped profiles, with their architectures."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at Python, libraries, accelerator, memory, disk, embedded model and tracking server."""
-    return [*_software(), *_accelerator(), *_resources(), _embedded(), _tracking()]
+    """Look at Python, libraries, accelerator, precision, memory, disk, embedded model and tracking server."""
+    return [*_software(), *_accelerator(), *_policy(), *_resources(), _embedded(), _tracking()]
 
 
 def _software() -> Iterator[Finding]:
@@ -42,7 +45,7 @@ def _software() -> Iterator[Finding]:
         try:
             yield Finding(library, "ok", importlib.metadata.version(library))
         except importlib.metadata.PackageNotFoundError:
-            detail = "not installed; only needed for a later backend" if optional else "not installed: run make install"
+            detail = "not installed; policy.backend=unsloth needs it" if optional else "not installed: run make install"
             yield Finding(library, "note" if optional else "missing", detail)
 
 
@@ -57,8 +60,37 @@ def _accelerator() -> Iterator[Finding]:
     properties = torch.cuda.get_device_properties(0)
     capability = f"sm_{properties.major}{properties.minor}"
     memory = properties.total_memory / GIGABYTE
-    bfloat16 = "bfloat16" if properties.major >= 8 else "no bfloat16: policy.autocast must not be bfloat16"
-    yield Finding("cuda", "ok", f"{properties.name}, {memory:.0f} GB, {capability}, {bfloat16}")
+    yield Finding("cuda", "ok", f"{properties.name}, {memory:.0f} GB, {capability}")
+
+
+def _policy() -> Iterator[Finding]:
+    """What models are trained in here, and what "auto" stands for."""
+    if not importlib.util.find_spec("torch"):
+        return
+    from medgrpo.policies.backends import choose_backend, installed_packages, present_capability
+
+    capability, packages = present_capability(), installed_packages()
+    models: dict[Precision, list[str]] = {}
+    try:
+        for name, architecture in MODELS.items():
+            models.setdefault(precision_for(capability, architecture), []).append(name)
+    except InputError as error:
+        yield Finding("precision", "missing", str(error))
+        return
+    for row, names in models.items():
+        yield Finding(f"precision ({', '.join(names)})", "ok", _precision(row))
+    backend, reason = choose_backend("auto", capability is not None, "unsloth" in packages)
+    yield Finding("backend", "ok", f"policy.backend=auto takes {backend}: {reason}")
+    if capability and "bitsandbytes" not in packages:
+        detail = "not installed; policy.quantization=4bit and grpo.optimizer=adamw_8bit need it"
+        yield Finding("bitsandbytes", "note", detail)
+
+
+def _precision(row: Precision) -> str:
+    from medgrpo.training.precision import bfloat16_pays
+
+    autocast = row.autocast if row.autocast != "auto" else "bfloat16" if bfloat16_pays() else "none"
+    return f"policy.autocast=auto takes {autocast}: {row.reason}"
 
 
 def _resources() -> Iterator[Finding]:

@@ -27,6 +27,12 @@ LEDGER = "resources.json"
 """The use of a training, in its directory."""
 LOOK_SECONDS, WRITE_SECONDS = 5, 60
 POWERCAP = Path("/sys/class/powercap")
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+CGROUP_FILES = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""What the two versions of control groups call the limit of memory, its use, and the files in it that may go."""
 GPU_PEAKS = {"peak_gpu_memory_bytes": "gpu_memory_allocated", "peak_gpu_reserved_bytes": "gpu_memory_reserved"}
 """Peaks of GPU memory, and the names under which metrics.jsonl has them."""
 NO_CUDA = "no CUDA device was used"
@@ -57,15 +63,16 @@ class Meter:
     Args:
         process: id of the process; unset, this one.
         ledger: file that keeps the attempts of one piece of work; this one is added to those it has.
+        gpus: the process's CUDA_VISIBLE_DEVICES; unset, this one's, or all GPUs.
     """
 
-    def __init__(self, process: int | None = None, ledger: Path | None = None) -> None:
+    def __init__(self, process: int | None = None, ledger: Path | None = None, gpus: str | None = None) -> None:
         self._process, self._ledger = process or os.getpid(), ledger
         self._earlier = read_ledger(ledger) if ledger else []
         self._began, self._children = time.monotonic(), _children_seconds()
         self._cpu_before = 0.0 if process else _look(os.getpid())[0]
         self._cpu, self._peak = 0.0, 0
-        self._meters = {"cpu_joules": package_energy(POWERCAP), "gpu_joules": gpu_energy()}
+        self._meters = {"cpu_joules": package_energy(POWERCAP), "gpu_joules": gpu_energy(gpus)}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -156,15 +163,15 @@ def package_energy(root: Path) -> Counters:
     return Counters(read, "" if domains else f"this machine shows no RAPL meter in {root}")
 
 
-def gpu_energy() -> Counters:
-    """NVML's counters of the GPUs that CUDA_VISIBLE_DEVICES leaves, or of all."""
+def gpu_energy(gpus: str | None = None) -> Counters:
+    """NVML's counters of some GPUs; unset, of those that CUDA_VISIBLE_DEVICES leaves, or of all."""
     try:
         import pynvml
     except ImportError:
         return Counters(reason="the package nvidia-ml-py is not installed")
     try:
         pynvml.nvmlInit()
-        handles = [_gpu(pynvml, name) for name in _visible_gpus(pynvml.nvmlDeviceGetCount())]
+        handles = [_gpu(pynvml, name) for name in _visible_gpus(pynvml.nvmlDeviceGetCount(), gpus)]
     except pynvml.NVMLError as error:
         return Counters(reason=f"NVML: {error}")
 
@@ -180,8 +187,8 @@ def gpu_energy() -> Counters:
     return Counters(read, "" if handles else NO_CUDA)
 
 
-def _visible_gpus(count: int) -> list[str]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+def _visible_gpus(count: int, gpus: str | None) -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") if gpus is None else gpus
     if visible is None:
         return [str(index) for index in range(count)]
     return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
@@ -217,6 +224,32 @@ def _peak_memory(process: psutil.Process) -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return int(process.memory_info().rss)
+
+
+def available_memory() -> int:
+    """Bytes that this machine can still give, or, where that is less, the control groups that this process is in."""
+    return min([psutil.virtual_memory().available, *_cgroup_room(CGROUPS, OWN_CGROUPS)])
+
+
+def _cgroup_room(root: Path, own: Path) -> Iterator[int]:
+    """What each control group with a limit has left; files that it keeps in memory count as free.
+
+    Args:
+        root: /sys/fs/cgroup; a container may see its own group at the top.
+        own: /proc/self/cgroup, lines of `number:controllers:path`, without controllers in version 2.
+    """
+    for line in own.read_text().splitlines() if own.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in CGROUP_FILES:
+            continue
+        limit, used, files = CGROUP_FILES[controllers]
+        top = root / controllers
+        place = top / path.strip("/")
+        for group in (place, *(parent for parent in place.parents if parent.is_relative_to(top))):
+            # A group without a limit says "max", which is no number.
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                kept = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())[files]
+                yield int((group / limit).read_text()) - int((group / used).read_text()) + int(kept)
 
 
 def _children_seconds() -> float:

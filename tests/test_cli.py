@@ -12,6 +12,7 @@ import pytest
 from medgrpo import cli, doctor
 from medgrpo.doctor import Finding
 from medgrpo.policies import embedded
+from medgrpo.policies.embedded import EMBEDDED_CONFIG
 from medgrpo.testing import tiny_policy
 
 Run = Callable[..., tuple[int, str, str]]
@@ -291,3 +292,45 @@ def test_doctor(run: Run, state: str, expected: int, monkeypatch: pytest.MonkeyP
     assert code == expected
     assert out.split() == [state, "memory", "16", "GB"]
     assert json.loads(run("doctor", "--json")[1]) == [{"name": "memory", "state": state, "detail": "16 GB"}]
+
+
+def test_memory_on_a_device(run: Run) -> None:
+    """The plan of a profile is a table of parts and phases, with what fits into so much memory."""
+    code, out, _ = run("memory", "demo", "--free", "15")
+    assert code == 0
+    rows = {line.split()[0]: line.split()[1:] for line in out.partition("\n\n")[0].splitlines()}
+    assert rows["GB"] == ["warm-up", "rollout", "loss", "merge"]
+    assert rows["runtime"] == ["0.50"] * 4
+    assert len(rows["together"]) == 4
+    assert "The CUDA device has 15.0 GB free. The largest grpo.group_size that fits is" in out
+    assert "It does not fit" not in out
+
+
+def test_memory_that_is_too_little(run: Run) -> None:
+    """Where the plan does not fit, the command says what to set, for people and for programs."""
+    code, out, _ = run("memory", "demo", "--free", "3", "--set", "grpo.group_size=8")
+    assert code == 0
+    assert "It does not fit. It fits with --set " in out
+    found = json.loads(run("memory", "demo", "--free", "3", "--json")[1])
+    assert found["fits"] is False
+    assert found["free"] == 3
+    assert found["peak"] == pytest.approx(sum(found["phases"][found["largest"]].values()), abs=0.01)
+
+
+def test_memory_of_this_machine(run: Run) -> None:
+    """Without --free it is this machine's memory that counts, and a model of one's own is read from its directory."""
+    write(Path("config.json"), {**EMBEDDED_CONFIG, "num_hidden_layers": 1})
+    code, out, _ = run("memory", "demo", "--set", "policy.base=.")
+    assert code == 0
+    assert "GB free." in out
+
+
+@pytest.mark.parametrize(
+    ("base", "words"), [("./none", "is not a directory"), ("some-org/not-cached", "neither cached nor reachable")]
+)
+def test_memory_of_a_model_that_is_not_there(run: Run, monkeypatch: pytest.MonkeyPatch, base: str, words: str) -> None:
+    """A directory or a Hugging Face id that cannot be read ends in its sentence."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    code, _, err = run("memory", "demo", "--free", "15", "--set", f"policy.base={base}")
+    assert code == 2
+    assert words in err

@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from medgrpo import resources
@@ -199,3 +200,43 @@ def test_a_full_disk_does_not_end_the_work(tmp_path: Path) -> None:
     """A ledger that cannot be written is left out; the work that is measured goes on."""
     (tmp_path / "file").write_text("")
     assert Meter(ledger=tmp_path / "file" / LEDGER).stop().seconds >= 0
+
+
+# --- What is free ------------------------------------------------------------------------------------------------
+
+
+def group(directory: Path, limit: str, used: int, files: int, version: int = 2) -> None:
+    """A control group with some memory in use, as the kernel shows it."""
+    limit_file, used_file, files_row = resources.CGROUP_FILES["memory" if version == 1 else ""]
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / limit_file).write_text(f"{limit}\n")
+    (directory / used_file).write_text(f"{used}\n")
+    (directory / "memory.stat").write_text(f"anon 5\n{files_row} {files}\n")
+
+
+def test_a_limit_of_a_control_group_counts(tmp_path: Path) -> None:
+    """Each group up to the top gives what its limit leaves, files not counted; one without a limit nothing."""
+    own = write_lines(tmp_path / "own", "0::/pod/main")
+    root = tmp_path / "cgroup"
+    group(root, "max", 900, 0)
+    group(root / "pod", "1000", 700, 100)
+    group(root / "pod" / "main", "2000", 500, 0)
+    assert sorted(resources._cgroup_room(root, own)) == [400, 1500]
+
+
+def test_the_older_control_groups_count_too(tmp_path: Path) -> None:
+    """With version 1, memory has a tree of its own; a container may see its own group at the top of it."""
+    own = write_lines(tmp_path / "own", "5:cpu,cpuacct:/box", "4:memory:/docker/77aa", "0::/")
+    group(tmp_path / "cgroup" / "memory", "3000", 1000, 500, version=1)
+    assert list(resources._cgroup_room(tmp_path / "cgroup", own)) == [2500]
+    assert list(resources._cgroup_room(tmp_path / "cgroup", tmp_path / "none")) == []
+
+
+def test_what_is_free_is_no_more_than_the_machine_has() -> None:
+    """Whatever the limits are, some memory is free here, and less than all of it."""
+    assert 10_000_000 < resources.available_memory() < psutil.virtual_memory().total
+
+
+def write_lines(path: Path, *lines: str) -> Path:
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path

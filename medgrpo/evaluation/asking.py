@@ -1,5 +1,6 @@
 """Put the cases to models, and keep every answer as it arrives."""
 
+import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -81,6 +82,7 @@ def ask(
         if model is models[-1] and config.evaluation.probes:
             cases = probe_cases(records, config.evaluation.seed)
             probed = {probe: interview.probed(probe, list(altered.values())) for probe, altered in cases.items()}
+        interview.release()
     return Answered(records, {model.name: given[model.name] for model in models}, probed)
 
 
@@ -93,6 +95,15 @@ class _Interview:
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         return load_model(self._model.source, self._model.adapter, self._model.revision)
+
+    def release(self) -> None:
+        """Give the model's memory back, what CUDA keeps of it too: the next model, or another process, may need it."""
+        import torch
+
+        if "_loaded" in vars(self):
+            del self._loaded
+            gc.collect()
+            torch.cuda.empty_cache()
 
     @cached_property
     def _identity(self) -> str:

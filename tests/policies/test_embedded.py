@@ -1,6 +1,7 @@
 """The embedded model is converted once, and kept in the user's cache."""
 
 import errno
+import json
 import threading
 import time
 from pathlib import Path
@@ -132,3 +133,10 @@ class TestCacheDirectory:
         assert embedded.cache_directory() == Path("/xdg/medgrpo")
         monkeypatch.setenv("MEDGRPO_CACHE", "/chosen")
         assert embedded.cache_directory() == Path("/chosen")
+
+
+@pytest.mark.slow
+def test_known_sizes_are_those_of_the_conversion() -> None:
+    """What is said of the model without converting it is what its config.json says."""
+    known = json.loads((embedded.materialize_embedded() / "config.json").read_text())
+    assert {name: known[name] for name in embedded.EMBEDDED_CONFIG} == embedded.EMBEDDED_CONFIG

@@ -85,6 +85,35 @@ class TestLoading:
         assert not model.training
         assert model.generation_config.eos_token_id == model.config.eos_token_id == tokenizer.eos_token_id
 
+    def test_soft_capped_scores_are_not_left_out(self, tiny: Path, tmp_path: Path) -> None:
+        """A Gemma 2 is loaded with the attention that caps its scores: transformers' default would ignore the cap."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        shutil.copytree(tiny, tmp_path / "gemma")
+        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        vocabulary = AutoConfig.from_pretrained(tiny).vocab_size
+        config = AutoConfig.for_model(
+            "gemma2",
+            **shape,
+            num_key_value_heads=1,
+            head_dim=16,
+            vocab_size=vocabulary,
+            attn_logit_softcapping=0.01,
+            initializer_range=2.0,
+        )
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gemma")
+        loaded, _ = policies.load_model(tmp_path / "gemma")
+        tokens = torch.arange(3, 15)[None]
+        logits = {}
+        for attention in ("eager", "sdpa"):
+            loaded_so = AutoModelForCausalLM.from_pretrained(tmp_path / "gemma", attn_implementation=attention)
+            with torch.inference_mode():
+                logits[attention] = loaded_so.eval()(tokens).logits
+        with torch.inference_mode():
+            assert torch.allclose(loaded(tokens).logits, logits["eager"], atol=1e-5)
+        assert not torch.allclose(logits["sdpa"], logits["eager"], atol=1e-2)
+
     def test_no_chat_template(self, tiny: Path, tmp_path: Path) -> None:
         """A base model without a chat template is refused with what to choose instead."""
         directory = Path(shutil.copytree(tiny, tmp_path / "base"))
@@ -154,7 +183,10 @@ class TestLoading:
         with pytest.raises(InputError, match=f"{tmp_path / 'none'} is not an adapter that fits this model"):
             loaders[load]()
 
-    def test_unsloth_says_that_it_cannot_train(self, tiny: Path) -> None:
-        """A backend that cannot train is refused with the setting to use."""
-        with pytest.raises(InputError, match=r"--set policy\.backend=transformers"):
-            policies.load_trainable(PolicyConfig(base=str(tiny), backend="unsloth"))
+    def test_transformers_loads_what_unsloth_trains(self, tiny: Path) -> None:
+        """Whatever backend is set, this loads whole weights in float32: for a merge, an export, a comparison."""
+        import torch
+
+        settings = PolicyConfig(base=str(tiny), backend="unsloth", quantization="4bit")
+        model, _ = policies.load_trainable(settings)
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
