@@ -1,22 +1,42 @@
 """What tests of medgrpo, and of what is built on it, need: tiny models, tiny records, a tiny run, a tiny version."""
 
 import contextlib
+import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medgrpo.config import RunConfig, parse_config, resolve_mlflow_uri
 from medgrpo.manifests import describe, write_text
-from medgrpo.prompts import SYSTEM, gold_completion
+from medgrpo.prompts import SYSTEM, gold_completion, render_prompt
 from medgrpo.records import Record, Verdict
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from mlflow import MlflowClient
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+GEMMA_TEMPLATE = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{% set told = messages[0].content | trim %}"
+    "{% set turns = messages[1:] %}{% else %}{% set told = '' %}{% set turns = messages %}{% endif %}"
+    "{% for turn in turns %}<start_of_turn>{{ 'model' if turn.role == 'assistant' else turn.role }}\n"
+    "{{ told ~ '\n\n' if told and loop.first else '' }}{{ turn.content | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+GEMMA_LAYERS: dict[str, Any] = {
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 12,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "num_hidden_layers": 3,
+}
+"""What makes a tiny Gemma 3 one: heads of a width of their own, and a window that is shorter than any prompt."""
 
 
 def tiny_record(record_id: str = "1", verdict: str = "yes", **changes: Any) -> Record:
@@ -34,10 +54,61 @@ def tiny_record(record_id: str = "1", verdict: str = "yes", **changes: Any) -> R
     return Record.model_validate(fields | changes)
 
 
+def tiny_rows(verdicts: Sequence[Verdict]) -> "Dataset":
+    """Prepared training rows of tiny records r0, r1, ... with these verdicts."""
+    from datasets import Dataset
+
+    records = [tiny_record(f"r{i}", verdict) for i, verdict in enumerate(verdicts)]
+    return Dataset.from_list(
+        [
+            {
+                "record_id": record.id,
+                "prompt": render_prompt(record),
+                "completion": gold_completion(record),
+                "verdict": record.verdict,
+                "record": record.model_dump_json(),
+            }
+            for record in records
+        ]
+    )
+
+
 def tiny_policy(directory: Path) -> Path:
     """Save a random two-layer Llama with a byte-level tokenizer and a chat template; returns the directory."""
     tokenizer = _tokenizer()
     _small_llama(tokenizer).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def tiny_gemma(directory: Path) -> Path:
+    """Save a random three-layer Gemma 3 with a tokenizer and settings of its real form; returns the directory.
+
+    Control tokens have the numbers that they have in Gemma's tokenizer, which adds <bos> by itself and takes <eos> for
+    the end. As in the published models embeddings are tied, <eos> and <end_of_turn> end a text, and generation samples
+    unless told otherwise.
+    """
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    tokenizer = _gemma_tokenizer()
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
+    torch.manual_seed(0)
+    settings = Gemma3TextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=2048,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=ends,
+        **GEMMA_LAYERS,
+    )
+    model = Gemma3ForCausalLM(settings)
+    model.generation_config.update(do_sample=True, top_k=64, top_p=0.95, eos_token_id=ends)
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 
@@ -195,5 +266,37 @@ def _tokenizer() -> Any:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _gemma_tokenizer() -> Any:
+    """A tokenizer of Gemma's class, layout and habits, that has seen a prompt."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import GemmaTokenizer
+
+    control = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    control += [f"<unused{i}>" for i in range(105 - len(control))] + ["<start_of_turn>", "<end_of_turn>"]
+    core = Tokenizer(models.BPE())
+    core.normalizer = normalizers.Replace(" ", "▁")
+    # Only here: no token is to reach into the next word.
+    words = pre_tokenizers.Split("▁", behavior="merged_with_next")
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split("\n", behavior="isolated"), words])
+    trainer = trainers.BpeTrainer(
+        vocab_size=800,
+        special_tokens=[*control, "\n", *(f"<0x{byte:02X}>" for byte in range(256))],
+        initial_alphabet=[chr(code) for code in range(33, 127)],
+        show_progress=False,
+    )
+    record = tiny_record()
+    core.train_from_iterator([SYSTEM, record.question, *record.contexts, gold_completion(record)] * 4, trainer)
+    learnt = json.loads(core.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in learnt["merges"]]
+    return GemmaTokenizer(
+        vocab=learnt["vocab"],
+        merges=merges,
+        add_bos_token=True,
+        extra_special_tokens=["<start_of_turn>", "<end_of_turn>"],
+        chat_template=GEMMA_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )

@@ -7,6 +7,6 @@ passes through the directory:
     metrics.jsonl    one row per step, append-only     grpo/adapter/     the adapter after GRPO
     train.log        what the process prints           model/            base and adapter merged, float32
     failure.json     why it stopped, in plain words    training.json     how it went, written last
-    writer.lock      locked by whoever writes here
-    resources.json   what each attempt used
+    writer.lock      locked by whoever writes here     settled.json      what "auto" stands for in it
+    resources.json   what each attempt used            reductions.json   micro-batches that memory allows
 """

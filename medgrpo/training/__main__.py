@@ -1,20 +1,24 @@
 """The training process: `python -m medgrpo.training DIRECTORY` does what DIRECTORY/job.json says."""
 
 import contextlib
+import gc
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from medgrpo.config import RunConfig
-from medgrpo.errors import MedgrpoError
+from medgrpo.errors import InputError, MedgrpoError
 from medgrpo.manifests import friendly_disk_errors, is_sealed, seal, write_json
+from medgrpo.training.reductions import apply_reductions, retried_smaller
 from medgrpo.training.stopping import SAVE_SECONDS, Stopping, leave_note, only_writer
 
 logger = logging.getLogger("medgrpo.training")
@@ -29,8 +33,9 @@ def main(directory: Path) -> int:
     with only_writer(directory) if first else contextlib.nullcontext(), Stopping(directory):
         job = json.loads((directory / "job.json").read_text())
         try:
-            with friendly_disk_errors(directory):
-                train(RunConfig.model_validate(job["config"]), Path(job["data"]), directory)
+            config = apply_reductions(RunConfig.model_validate(job["config"]), directory)
+            with friendly_disk_errors(directory), retried_smaller(config, directory):
+                train(config, Path(job["data"]), directory)
         except MedgrpoError as error:
             leave_note(directory, error)
             logger.error("%s", error)
@@ -42,35 +47,98 @@ def train(config: RunConfig, data: Path, directory: Path) -> None:
     """Warm-up, GRPO and merge; each finished phase is kept and not repeated after a restart."""
     import datasets
 
+    from medgrpo.policies.fitting import as_prepared, check_memory
     from medgrpo.preparation import check_leaks, load_records, prompt_text
-    from medgrpo.training import logprobs
-    from medgrpo.training.grpo import train_grpo
     from medgrpo.training.metrics import METRICS_FILE, raised_alarms, read_metrics
     from medgrpo.training.precision import settle
-    from medgrpo.training.warmup import train_warmup
 
-    logprobs.install()
     # Cached maps would be written into the prepared data, which must stay as it was hashed.
     datasets.disable_caching()
     started = time.monotonic()
-    config = settle(config, directory)
+    state = _meet(config)
+    with state.main_process_first():
+        # What the first process decides, the others find.
+        config = settle(config, directory)
+    train_warmup, train_grpo = _trainers(config)
     metrics = directory / METRICS_FILE
     rows = datasets.load_from_disk(str(data / "train"))
     prompts = {row["record_id"]: prompt_text(row["prompt"]) for row in rows.select_columns(["record_id", "prompt"])}
     check_leaks(prompts, load_records(data, "train"), [record.id for record in load_records(data, "test")])
+    plan = check_memory(as_prepared(config, data))
     adapter = None
     if config.warmup.enabled:
         adapter = _phase(config, None, directory / "warmup", rows, metrics, train_warmup)
     start = adapter
     adapter = _phase(config, adapter, directory / "grpo", rows, metrics, train_grpo)
+    if not state.is_main_process:
+        return
     summary: dict[str, Any] = {
         "adapter_change": adapter_change(start, adapter),
-        **_merge(config, adapter, directory / "model"),
-        "autocast": config.policy.autocast,
+        **_merged(config, adapter, directory / "model"),
+        **config.policy.model_dump(include={"backend", "quantization", "autocast"}),
+        "memory_plan_gb": plan.in_gb() if plan else None,
         "seconds": round(time.monotonic() - started, 1),
     }
     summary["flags"] = [*_flags(summary), *map(str, raised_alarms(read_metrics(metrics)))]
     write_json(directory / "training.json", summary)
+
+
+def _meet(config: RunConfig) -> Any:
+    """Connect the processes of a training, each with a GPU of its own where there are any.
+
+    Raises:
+        InputError: fewer GPUs than processes, or another number of processes was started than the settings say.
+    """
+    import torch
+    from accelerate import PartialState
+
+    gpus = torch.cuda.device_count()
+    if gpus and config.processes > gpus:
+        raise InputError(
+            f"processes is {config.processes}, but PyTorch sees {gpus} GPU(s) here (CUDA_VISIBLE_DEVICES?), and each "
+            f"process needs its own. Use --set processes={gpus}."
+        )
+    if config.processes == 1 and gpus > 1:
+        raise InputError(
+            f"processes is 1, but PyTorch sees {gpus} GPUs here, and the trainer would spread each batch over them. "
+            f"Set CUDA_VISIBLE_DEVICES to one of them, or --set processes={gpus}."
+        )
+    if not gpus and config.processes > 1:
+        # Otherwise each would compute on a processor with a number, which a checkpoint cannot be loaded onto.
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    state = PartialState(cpu=not gpus)
+    if state.num_processes != config.processes:
+        # Each would take its share of a step, and nobody the others'.
+        raise InputError(
+            f"processes is {config.processes}, but {state.num_processes} were started. Start a training with "
+            "train-medgrpo or medgrpo.training.launch, not by hand."
+        )
+    return state
+
+
+def _trainers(config: RunConfig) -> tuple[Any, Any]:
+    """`train_warmup` and `train_grpo`, with what the backend does to TRL done before they import it.
+
+    Raises:
+        InputError: the backend cannot run here.
+    """
+    if config.policy.backend == "unsloth":
+        from medgrpo.policies import fast
+
+        fast.start()
+    elif config.policy.quantization != "none":
+        raise InputError(
+            f"policy.quantization is {config.policy.quantization!r}, but the transformers backend needs whole weights. "
+            "Use --set policy.backend=unsloth or --set policy.quantization=none."
+        )
+    else:
+        from medgrpo.training import logprobs
+
+        logprobs.install()
+    from medgrpo.training.grpo import train_grpo
+    from medgrpo.training.warmup import train_warmup
+
+    return train_warmup, train_grpo
 
 
 def adapter_change(before: Path | None, after: Path) -> float:
@@ -94,40 +162,76 @@ def adapter_change(before: Path | None, after: Path) -> float:
 def _phase(config: RunConfig, start: Path | None, directory: Path, rows: Any, metrics: Path, trainer: Any) -> Path:
     """Run one phase unless its adapter is already there, and is what was saved."""
     import torch
+    from accelerate import PartialState
 
     from medgrpo.policies import load_trainable
+    from medgrpo.policies.fast import load_fast
 
-    adapter = directory / "adapter"
-    if not is_sealed(adapter):
-        if adapter.exists():
+    adapter, state = directory / "adapter", PartialState()
+    finished = is_sealed(adapter)
+    state.wait_for_everyone()
+    if not finished:
+        if adapter.exists() and state.is_main_process:
             logger.warning("%s is made again: it is not what was saved", adapter)
             shutil.rmtree(adapter)
+        _forget()
         # A fresh adapter is random, and the trainers set the seed only after it.
         torch.manual_seed(config.seed)
-        model, tokenizer = load_trainable(config.policy, start)
+        fast = config.policy.backend == "unsloth"
+        model, tokenizer = load_fast(config, start) if fast else load_trainable(config.policy, start)
         logger.info("%s: starting on %d rows", directory.name, len(rows))
         trainer(model, tokenizer, rows, config, directory, metrics)
-        unfinished = directory / "adapter.partial"
-        model.save_pretrained(unfinished, selected_adapters=["default"])
-        seal(unfinished)
-        unfinished.rename(adapter)
+        if state.is_main_process:
+            unfinished = directory / "adapter.partial"
+            model.save_pretrained(unfinished, selected_adapters=["default"])
+            seal(unfinished)
+            unfinished.rename(adapter)
+        state.wait_for_everyone()
     return adapter
 
 
+def _merged(config: RunConfig, adapter: Path, target: Path) -> dict[str, Any]:
+    """Merge with the transformers that is installed: where Unsloth has rewritten it, in a process of its own."""
+    if config.policy.backend != "unsloth":
+        return _merge(config, adapter, target)
+    # Under these names the new process can import them; it does not know what this one calls `__main__`.
+    from medgrpo.training.__main__ import _die_with as die_with
+    from medgrpo.training.__main__ import _merge as merge
+
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=die_with, initargs=(os.getpid(),)) as pool:
+        return pool.submit(merge, config, adapter, target).result()
+
+
+def _die_with(parent: int) -> None:
+    """End this process when the one that started it is gone."""
+    os.environ["MEDGRPO_PARENT"] = str(parent)
+    _die_with_parent()
+
+
 def _merge(config: RunConfig, adapter: Path, target: Path) -> dict[str, Any]:
-    """Fold the adapter into the float32 base once, measure that the logits did not move, and note the device."""
+    """Fold the adapter into the float32 base once, measure that the logits did not move, and note what trained it.
+
+    On the processor: two whole float32 models might not fit on the GPU that trained one in 4 bits.
+    """
     import torch
 
     from medgrpo.policies import load_model, load_trainable, resolve_base
 
-    model, tokenizer = load_model(resolve_base(config.policy), adapter, config.policy.revision)
+    _forget()
+    model, tokenizer = load_model(resolve_base(config.policy), adapter, config.policy.revision, device="cpu")
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    unmerged, _ = load_trainable(config.policy, adapter)
-    probe = tokenizer("The trial found no difference between the groups.", return_tensors="pt").to(model.device)
+    unmerged, _ = load_trainable(config.policy, adapter, device="cpu")
+    probe = tokenizer("The trial found no difference between the groups.", return_tensors="pt")
     with torch.inference_mode():
         difference = (model(**probe).logits - unmerged.eval()(**probe).logits).abs().max()
-    return {"merge_difference": float(difference), "device": model.device.type}
+    return {"merge_difference": float(difference), "device": "cuda" if torch.cuda.is_available() else "cpu"}
+
+
+def _forget() -> None:
+    """Free the weights of the phase before: a trainer that is done holds itself in cycles, and its model with it."""
+    gc.collect()
 
 
 def _flags(summary: dict[str, Any]) -> list[str]:

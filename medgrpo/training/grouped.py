@@ -6,16 +6,22 @@ reference come from one packed row per group, or, where that is longer than memo
 completions in pieces; and a step is cut into micro-batches by a budget of tokens, leaving out completions that teach
 nothing. Loss, advantages and clipping stay TRL's; logged entropies and clip ratios are means
 over the micro-batches, without the completions left out.
+
+Of several processes each cuts its share of a step as it likes. TRL's loss exchanges numbers with the others, and would
+wait for ever where they have fewer micro-batches, so here nothing is exchanged until all have finished: then the
+gradients, which are the adapter's alone and small, are averaged at once.
 """
 
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
@@ -58,9 +64,8 @@ class GroupedGRPOTrainer(GRPOTrainer):
             raise ValueError("an entropy bonus would have no gradient: none is kept for it under a frozen head.")
         self._shares = self._can_share()
         self._kept: KeptPrompt | None = None
-        # These terms are computed over a whole batch, and several processes exchange numbers in every loss.
-        whole = self.accelerator.num_processes > 1 or self.aux_loss_enabled or self.top_entropy_quantile < 1
-        self._cuts_steps = not whole
+        # These terms are computed over a whole batch.
+        self._cuts_steps = not (self.aux_loss_enabled or self.top_entropy_quantile < 1)
         policy = self.accelerator.unwrap_model(self.model)
         lora.install(policy)
         if self._shares:
@@ -215,18 +220,49 @@ class GroupedGRPOTrainer(GRPOTrainer):
             batch["old_per_token_logps"] = batch["sampling_per_token_logps"]
         total = torch.zeros((), device=self.accelerator.device)
         rows, plan = self._micro_batches(batch)
-        for pieces in plan:
-            with self._keeping(model, rows, pieces):
-                for chunk in pieces:
-                    micro_batch = {name: _rows_of(value, chunk, len(rows)) for name, value in batch.items()}
-                    with self.compute_loss_context_manager():
-                        loss = self.compute_loss(model, micro_batch) * self._share(batch, chunk)
-                    self.accelerator.backward(loss)
-                    total += loss.detach()
+        # Without the wrapper that would average each micro-batch's gradients.
+        model = self.accelerator.unwrap_model(model)
+        with self._alone():
+            for pieces in plan:
+                with self._keeping(model, rows, pieces):
+                    for chunk in pieces:
+                        micro_batch = {name: _rows_of(value, chunk, len(rows)) for name, value in batch.items()}
+                        with self.compute_loss_context_manager():
+                            loss = self.compute_loss(model, micro_batch) * self._share(batch, chunk)
+                        self.accelerator.backward(loss)
+                        total += loss.detach()
         _fill_gradients(model)
+        self._average_gradients(model)
         self._step += 1
         self._metrics["train"]["step_time"].append(time.perf_counter() - started)
         return total
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Compute without the other processes; afterwards each has what all logged meanwhile."""
+        together = self.accelerator
+        if together.num_processes == 1:
+            yield
+            return
+        logged = self._metrics["train"]
+        self.accelerator, self._metrics["train"] = _Alone(together), defaultdict(list)
+        try:
+            yield
+        finally:
+            own = dict(self._metrics["train"])
+            self.accelerator, self._metrics["train"] = together, logged
+        for each in gather_object([own]):
+            for name, values in each.items():
+                logged[name].extend(values)
+
+    def _average_gradients(self, model: Any) -> None:
+        """Give every process the mean of all processes' gradients."""
+        if self.accelerator.num_processes == 1:
+            return
+        gradients = [parameter.grad for parameter in _trainable(model) if parameter.grad is not None]
+        flat = self.accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
+        for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
     def _micro_batches(self, batch: Inputs) -> tuple[Rows, Plan]:
         """The batch's rows, and which are computed together; without those whose gradient is exactly zero."""
@@ -247,6 +283,24 @@ class GroupedGRPOTrainer(GRPOTrainer):
             mask = batch["completion_mask"]
             return float(mask[rows].sum().clamp(min=1) / mask.sum().clamp(min=1))
         return 1.0
+
+
+class _Alone:
+    """An accelerator that has nobody to exchange numbers with."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+    def gather(self, value: Any) -> Any:
+        """What this process has."""
+        return value
+
+    def reduce(self, value: Any, **_: Any) -> Any:
+        """The sum over this process."""
+        return value
 
 
 def _has_dropout(model: Any) -> bool:

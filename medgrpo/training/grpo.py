@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from trl import GRPOConfig
+from trl import GRPOConfig, GRPOTrainer
 
 from medgrpo.config import RunConfig
 from medgrpo.records import Record
 from medgrpo.rewards import reward_functions
 from medgrpo.training.callbacks import ORDER, CompleteCheckpoints, KeptOrder, MetricsFile, last_complete_checkpoint
 from medgrpo.training.grouped import GroupedGRPOTrainer
+from medgrpo.training.guards import Guards
 from medgrpo.training.resumable import Moment, Resumable
 from medgrpo.training.sampling import LatePlaces, SpreadOrder, balanced_order
 from medgrpo.training.watch import Watch, completion_facts
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 SAME = 1e-6
 
 
-class WatchedGRPOTrainer(Resumable, GroupedGRPOTrainer):
-    """The trainer, with an order of prompts that may depend on what they earned, and with facts on the completions.
+class Watched(Resumable, GRPOTrainer):
+    """TRL's trainer, or what took its place, with prompts in an order that may depend on what they earned, and facts
+    on the completions.
 
     Args:
         order: the row of each prompt, in the order of the steps.
@@ -69,29 +71,34 @@ class WatchedGRPOTrainer(Resumable, GroupedGRPOTrainer):
             self._order.restore(moment["order"])
 
 
+class WatchedGRPOTrainer(Watched, GroupedGRPOTrainer):
+    """What trains with the transformers backend."""
+
+
 def train_grpo(model: Any, tokenizer: Any, rows: "Dataset", config: RunConfig, directory: Path, metrics: Path) -> None:
     """Train the adapter with GRPO and the three pillars as separate reward functions.
 
     Args:
         model: a PEFT model with a trainable adapter.
         tokenizer: its tokenizer.
-        rows: prepared training rows (`record_id`, `prompt`, `verdict`, `record`).
+        rows: prepared training rows (`record_id`, `prompt`, `completion`, `verdict`, `record`).
         config: the run's settings.
         directory: where checkpoints go; training resumes from the last complete one in it.
         metrics: the `metrics.jsonl` to append to.
 
     Raises:
+        InputError: tokenizer and chat template do not fit together.
         TrainingAlarm: going on is pointless, or `watch.action` is "stop" and an alarm rings (see `WatchConfig`).
     """
     grpo, watch = config.grpo, Watch(config)
     records = {record.id: record for record in map(Record.model_validate_json, rows["record"])}
     checkpoint = last_complete_checkpoint(directory)
     order = _order(rows["verdict"], config, checkpoint)
-    trainer = WatchedGRPOTrainer(
+    trainer_class, options = _trainer(config)
+    trainer = trainer_class(
+        **options,
         order=order,
         records=records,
-        micro_batch_tokens=grpo.micro_batch_tokens,
-        rollout_dtype=torch.bfloat16 if grpo.rollout_dtype == "bfloat16" else None,
         model=model,
         reward_funcs=reward_functions(records, config.rewards, grpo.max_completion_length),
         args=_arguments(config, directory),
@@ -99,6 +106,7 @@ def train_grpo(model: Any, tokenizer: Any, rows: "Dataset", config: RunConfig, d
         processing_class=tokenizer,
         callbacks=[
             MetricsFile(metrics, "grpo", watch),
+            Guards(rows[0]["prompt"], rows[0]["completion"]),
             *([KeptOrder(order)] if isinstance(order, SpreadOrder) else []),
             CompleteCheckpoints(watch),
         ],
@@ -107,6 +115,30 @@ def train_grpo(model: Any, tokenizer: Any, rows: "Dataset", config: RunConfig, d
         # Where beta puts a reference adapter beside the policy's, transformers resumes the reference alone.
         model.load_adapter(str(checkpoint), "default", is_trainable=True)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _trainer(config: RunConfig) -> tuple[Any, dict[str, Any]]:
+    """The class that trains with the backend, and what it takes beside TRL's arguments."""
+    if config.policy.backend == "unsloth":
+        from medgrpo.training.fast import FastGRPOTrainer
+
+        return FastGRPOTrainer, {"config": config}
+    options = {
+        "micro_batch_tokens": config.grpo.micro_batch_tokens,
+        "rollout_dtype": torch.bfloat16 if config.grpo.rollout_dtype == "bfloat16" else None,
+    }
+    return WatchedGRPOTrainer, options
+
+
+def _batches(config: RunConfig) -> dict[str, Any]:
+    """How the completions of a step come to the trainer that `_trainer` names."""
+    if config.policy.backend == "unsloth":
+        from medgrpo.training.fast import batches
+
+        return batches(config)
+    completions = config.grpo.prompts_per_step * config.grpo.group_size // config.processes
+    # A step is one batch; the trainer cuts it into micro-batches by tokens.
+    return {"per_device_train_batch_size": completions, "gradient_accumulation_steps": 1, "steps_per_generation": 1}
 
 
 def _order(verdicts: Sequence[str], config: RunConfig, checkpoint: Path | None) -> Sequence[int]:
@@ -125,10 +157,7 @@ def _arguments(config: RunConfig, directory: Path) -> Any:
     return GRPOConfig(
         output_dir=str(directory),
         max_steps=grpo.steps,
-        # A step is one batch; the trainer cuts it into micro-batches by tokens.
-        per_device_train_batch_size=grpo.prompts_per_step * grpo.group_size // config.processes,
-        gradient_accumulation_steps=1,
-        steps_per_generation=1,
+        **_batches(config),
         num_generations=grpo.group_size,
         num_iterations=grpo.num_iterations,
         # The order of the prompts is ours: class-balanced in every stretch.

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from medgrpo.training.stopping import FAILURE_FILE, SAVE_SECONDS, only_writer
 
 POLL_SECONDS = 0.5
 LOG_LINES = 15
+# What torch's launcher of several processes says when one of them failed, and in its report on each that did.
+ONE_FAILED = re.compile(r"^.*failed \(exitcode: -?\d+\) local_rank: ", re.MULTILINE)
+EXIT_CODE = re.compile(r"^ +exitcode +: (-?\d+) ", re.MULTILINE)
 
 CHILD_ENVIRONMENT = {
     # Threads that spin while they wait make a shared machine many times slower, ones that sleep at once make decoding
@@ -60,31 +64,57 @@ def run(config: RunConfig, data: Path, directory: Path, on_progress: Progress = 
         write_json(directory / "job.json", {"config": config.model_dump(mode="json"), "data": str(data.absolute())})
         (directory / FAILURE_FILE).unlink(missing_ok=True)
         _cut_torn_row(directory / METRICS_FILE)
+    environment = {**CHILD_ENVIRONMENT, **_device(config), **os.environ, "MEDGRPO_PARENT": str(os.getpid())}
     with (directory / "train.log").open("a") as log:
+        begun = log.tell()
         process = subprocess.Popen(
             _command(config, directory),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**CHILD_ENVIRONMENT, **os.environ, "MEDGRPO_PARENT": str(os.getpid())},
+            env=environment,
         )
         try:
-            with Meter(process.pid, directory / LEDGER):
+            with Meter(process.pid, directory / LEDGER, environment.get("CUDA_VISIBLE_DEVICES")):
                 _follow(process, directory / METRICS_FILE, on_progress, config.training_timeout_minutes * 60)
         finally:
             _end(process)
     if process.returncode:
-        raise _failure(process.returncode, directory)
+        raise _failure(process.returncode, directory, begun)
     return json.loads((directory / "training.json").read_text())
+
+
+def _device(config: RunConfig) -> dict[str, str]:
+    """GPUs by the numbers of nvidia-smi; one for one process, unless the user has chosen."""
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", **({"CUDA_VISIBLE_DEVICES": "0"} if config.processes == 1 else {})}
 
 
 def _command(config: RunConfig, directory: Path) -> list[str]:
     module = [*module_options("medgrpo.training"), str(directory)]
     if config.processes == 1:
         return [sys.executable, *module]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    return [*launcher, "--num_processes", str(config.processes), *module]
+    return [*launcher(config.processes), *module]
+
+
+def launcher(processes: int) -> list[str]:
+    """The command before a module or script that runs it as several processes, which find each other.
+
+    Without a GPU they are `--multi_gpu` too: with `--cpu` accelerate starts one. What it would take from the user's own
+    settings is named. Where threads are not counted by OMP_NUM_THREADS, the processes share the cores.
+    """
+    options = {
+        "num_processes": processes,
+        "num_machines": 1,
+        "gpu_ids": "all",
+        # Any free port, so that two trainings can run at once.
+        "main_process_port": 0,
+        "mixed_precision": "no",
+        "dynamo_backend": "no",
+        "num_cpu_threads_per_process": os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // processes),
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *words]
 
 
 def _follow(process: subprocess.Popen[bytes], metrics: Path, on_progress: Progress, limit: float) -> None:
@@ -137,8 +167,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _failure(code: int, directory: Path) -> errors.MedgrpoError:
-    """The error that a failed training process means."""
+def _failure(code: int, directory: Path, begun: int) -> errors.MedgrpoError:
+    """The error that a failed training process means; its log starts at a byte of train.log."""
     note = directory / FAILURE_FILE
     if note.is_file():
         failure = json.loads(note.read_text())
@@ -146,7 +176,14 @@ def _failure(code: int, directory: Path) -> errors.MedgrpoError:
     with friendly_disk_errors(directory):
         # A full disk has no room for a note either.
         require_space(directory)
+    log, which = (directory / "train.log").read_bytes()[begun:].decode(errors="replace"), ""
+    # The launcher of several has an exit code of its own, ends the others with SIGTERM, and reports the first one last.
+    if codes := [*map(int, EXIT_CODE.findall(log))]:
+        killed = [code for code in codes if code < 0 and code != -signal.SIGTERM]
+        code, which = [*codes, *killed][-1], "(one of several) "
+        log = ONE_FAILED.split(log)[0]
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     hint = " (out of memory? lower grpo.micro_batch_tokens)" if code == -signal.SIGKILL else ""
-    tail = "\n".join((directory / "train.log").read_text(errors="replace").splitlines()[-LOG_LINES:])
-    return TrainingCrashed(f"the training process {how}{hint}. Its last lines, from {directory / 'train.log'}:\n{tail}")
+    tail = "\n".join(log.splitlines()[-LOG_LINES:])
+    how = f"{which}{how}{hint}"
+    return TrainingCrashed(f"the training process {how}. Its last lines, from {directory / 'train.log'}:\n{tail}")

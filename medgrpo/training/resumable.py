@@ -34,12 +34,12 @@ class Resumable(Trainer):
     _unfinished: Path | None = None
 
     def train(self, *arguments: Any, **options: Any) -> Any:
-        """Train; a signal saves the last finished step, where there is one process."""
-        self._stopping = stopping.installed() if self.args.world_size == 1 else None
+        """Train; a signal saves the last finished step, of several processes the one that they are in."""
+        self._stopping = stopping.installed()
         if not self._stopping:
             return super().train(*arguments, **options)
         self.add_callback(_StepBegins(self._stopping))
-        with self._stopping.saving(self):
+        with self._stopping.saving(self, together=self.args.world_size > 1):
             return super().train(*arguments, **options)
 
     def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
@@ -60,10 +60,17 @@ class Resumable(Trainer):
             self._wind_back(self._moment)
             self._save_checkpoint(self.model_wrapped, None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        # The first of several processes seals it.
+        self.accelerator.wait_for_everyone()
         checkpoint = last_complete_checkpoint(Path(self.args.output_dir))  # type: ignore[arg-type]
         if not checkpoint:
             return f"No step of {phase} is saved: running it again starts {phase} anew."
         return f"Step {checkpoint.name.rpartition('-')[2]} of {phase} is saved: running it again goes on from there."
+
+    def heard(self, number: int) -> int:
+        """See `medgrpo.training.stopping.Saver`."""
+        mine = torch.tensor([number], device=self.accelerator.device)
+        return int(self.accelerator.gather(mine).max())
 
     def _is_exact(self, step: int) -> bool:
         """Whether a checkpoint of a step holds everything that the next step depends on."""

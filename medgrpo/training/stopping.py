@@ -27,6 +27,10 @@ class Saver(Protocol):
         """Save the last finished step, if that is possible; a sentence on what there is to go on from."""
         ...
 
+    def heard(self, number: int) -> int:
+        """Of the numbers that the processes of this training ask with, all at the same moment, the highest."""
+        ...
+
 
 class Stopping:
     """Handles SIGTERM and Ctrl-C while it is entered: saves the last finished step, leaves a note, ends the process.
@@ -35,6 +39,9 @@ class Stopping:
     step is applied. So it is written from within the handler, unless a step is being applied, which is finished first.
     An exception could do the same only if nothing on its way, a library's destructor for one, swallowed it.
 
+    Several processes that train together can save only together, so they do it at the end of the step that they are in,
+    whichever of them got the signal.
+
     Args:
         directory: the training's; the note is its failure.json.
     """
@@ -42,7 +49,7 @@ class Stopping:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._saver: Saver | None = None
-        self._applying, self._signal = False, ""
+        self._applying, self._together, self._number = False, False, 0
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self) for number in SIGNALS}
@@ -54,18 +61,20 @@ class Stopping:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
-        self._signal = self._signal or signal.Signals(number).name
-        if not self._applying:
+        self._number = self._number or number
+        if not (self._applying or self._together):
             self._leave()
 
     @contextlib.contextmanager
-    def saving(self, saver: Saver) -> Iterator[None]:
-        """The span in which `saver` trains."""
-        self._saver = saver
+    def saving(self, saver: Saver, together: bool) -> Iterator[None]:
+        """The span in which `saver` trains, alone or together with other processes."""
+        self._saver, self._together = saver, together
         try:
             yield
         finally:
-            self._saver, self._applying = None, False
+            self._saver, self._applying, self._together = None, False, False
+        if self._number:
+            self._leave()
 
     def begin_step(self) -> None:
         """A step is about to change the weights."""
@@ -74,7 +83,9 @@ class Stopping:
     def end_step(self) -> None:
         """The step is applied, logged, and saved where it is due."""
         self._applying = False
-        if self._signal:
+        if self._saver and self._together:
+            self._number = self._saver.heard(self._number)
+        if self._number:
             self._leave()
 
     def _leave(self) -> None:
@@ -85,8 +96,10 @@ class Stopping:
                 kept = self._saver.save_finished_step() if self._saver else "Running it again goes on where it was."
         except MedgrpoError as error:
             kept = f"Its last step could not be saved: {error} Running it again goes on from the last checkpoint."
-        stopped = TrainingCrashed(f"the training was stopped by {self._signal}. {kept}")
-        leave_note(self._directory, stopped)
+        stopped = TrainingCrashed(f"the training was stopped by {signal.Signals(self._number).name}. {kept}")
+        # Of several processes the others are stopped because one failed, and it has said why.
+        if not (self._directory / FAILURE_FILE).exists():
+            leave_note(self._directory, stopped)
         # Not through logging: the signal may have come in the middle of a line.
         os.write(2, f"{stopped}\n".encode())
         os._exit(stopped.exit_code)

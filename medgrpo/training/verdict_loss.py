@@ -21,33 +21,50 @@ class VerdictWeightedTrainer(Resumable, SFTTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
         """The loss of TRL's own method, given a model whose verdicts weigh more."""
+        if self._weight != 1:
+            model = _Weighted(model, self._verdicts, self._weight)
+        return super().compute_loss(model, inputs, *args, **options)
 
-        def weighted(**inputs: Any) -> Any:
-            outputs = model(**inputs)
-            predicted = inputs["labels"][:, 1:]
-            outputs.log_probs = weigh_verdicts(outputs.log_probs, predicted, self._verdicts, self._weight)
-            return outputs
 
-        return super().compute_loss(weighted, inputs, *args, **options)
+class _Weighted(torch.nn.Module):
+    """A model with TRL's fused head, the log-probabilities of whose verdicts are multiplied by a weight."""
+
+    def __init__(self, model: Any, verdicts: list[int], weight: float) -> None:
+        super().__init__()
+        self._model, self._verdicts, self._weight = model, verdicts, weight
+
+    def forward(self, num_items_in_batch: Any = None, **inputs: Any) -> Any:
+        """What the model gives; TRL takes the log-probabilities, Unsloth's trainer on a GPU leaves the loss to it."""
+        outputs = self._model(**{**inputs, "fused_lm_head": True})
+        outputs.log_probs = weigh_verdicts(outputs.log_probs, inputs["labels"][:, 1:], self._verdicts, self._weight)
+        count = outputs.label_mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        outputs.loss = -outputs.log_probs.sum() / count
+        return outputs
 
 
 def verdict_tokens(tokenizer: Any) -> list[int]:
-    """For each verdict, the token that first tells it from the others where it stands in an answer.
+    """For each verdict, the token of an answer that tells it from all others; it may hold a part of the tag too.
 
     Raises:
-        InputError: the tokenizer does not give each verdict a token of its own.
+        InputError: the tokenizer does not give each verdict a token of its own, the last of these in its answer.
     """
     answers = [
         tokenizer.encode(render_completion("", verdict), add_special_tokens=False) for verdict in get_args(Verdict)
     ]
-    first = next(i for i, column in enumerate(zip(*answers, strict=False)) if len(set(column)) > 1)
-    found = [ids[first] for ids in answers]
-    if len(set(found)) < len(found):
+    places = [max(_agreeing(ids, other) for other in answers if other is not ids) for ids in answers]
+    found = [ids[place] for ids, place in zip(answers, places, strict=True) if place < len(ids)]
+    last = [max((i for i, token in enumerate(ids) if token in found), default=None) for ids in answers]
+    if last != places:
         raise InputError(
             f"warmup.verdict_weight: the model's tokenizer starts the verdicts {', '.join(get_args(Verdict))} "
             f"with the tokens {found}, which do not tell them apart. Set it to 1."
         )
     return found
+
+
+def _agreeing(ids: list[int], other: list[int]) -> int:
+    """How many tokens two answers have in common before they differ."""
+    return next((i for i, pair in enumerate(zip(ids, other, strict=False)) if len(set(pair)) > 1), len(ids))
 
 
 def weigh_verdicts(log_probs: Any, labels: Any, tokens: list[int], weight: float) -> Any:

@@ -26,8 +26,10 @@ def train_warmup(
         metrics: the `metrics.jsonl` to append to.
 
     Raises:
-        TrainingAlarm: the loss is not finite.
+        InputError: tokenizer and chat template do not fit together.
+        TrainingAlarm: the loss is not finite, or a guard found what cannot work (see `medgrpo.training.guards`).
     """
+    from medgrpo.training.guards import Guards
     from medgrpo.training.verdict_loss import VerdictWeightedTrainer
 
     order = balanced_order(rows["verdict"], len(rows), config.warmup.balance, config.seed)
@@ -39,8 +41,16 @@ def train_warmup(
         args=_arguments(config, directory),
         train_dataset=dataset,
         processing_class=tokenizer,
-        callbacks=[MetricsFile(metrics, "warmup", watch), CompleteCheckpoints(watch)],
+        callbacks=[
+            MetricsFile(metrics, "warmup", watch),
+            Guards(rows[0]["prompt"], rows[0]["completion"]),
+            CompleteCheckpoints(watch),
+        ],
     )
+    if config.policy.backend == "unsloth":
+        from medgrpo.training.fast import require_autocast
+
+        require_autocast(trainer.args, config)
     checkpoint = last_complete_checkpoint(directory)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from medgrpo.testing import GEMMA_LAYERS
+
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma3"]
 
 
@@ -23,14 +25,12 @@ def tiny_model(family, **changes):
         "eos_token_id": 1,
         "bos_token_id": 2,
     }
-    layers = ["sliding_attention", "full_attention", "sliding_attention"]
-    windowed = {"head_dim": 16, "sliding_window": 12, "query_pre_attn_scalar": 16, "layer_types": layers}
     config, model, extra = {
         "llama": ("LlamaConfig", "LlamaForCausalLM", {}),
         "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {}),
         "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"head_dim": 16}),
         "mistral": ("MistralConfig", "MistralForCausalLM", {"sliding_window": 12, "head_dim": 16}),
-        "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", {**windowed, "final_logit_softcapping": 5.0}),
+        "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", {**GEMMA_LAYERS, "final_logit_softcapping": 5.0}),
     }[family]
     torch.manual_seed(0)
     settings = getattr(transformers, config)(**{**sizes, **extra, **changes})

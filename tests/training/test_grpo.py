@@ -11,9 +11,10 @@ from medgrpo.config import GrpoConfig, RunConfig, WatchConfig
 from medgrpo.errors import TrainingAlarm
 from medgrpo.manifests import COMPLETE
 from medgrpo.rewards import PILLARS
-from medgrpo.testing import tiny_record
+from medgrpo.testing import tiny_record, tiny_rows
 from medgrpo.training import grpo
 from medgrpo.training.callbacks import ORDER, CompleteCheckpoints, KeptOrder, MetricsFile
+from medgrpo.training.guards import Guards
 from medgrpo.training.metrics import raised_alarms
 from medgrpo.training.sampling import SpreadOrder, balanced_order
 from medgrpo.training.watch import SMOOTHED, Watch, completion_facts
@@ -96,29 +97,9 @@ def trainers(monkeypatch):
     return built
 
 
-def training_rows(verdicts):
-    import datasets
-
-    from medgrpo.prompts import gold_completion, render_prompt
-
-    records = [tiny_record(f"r{i}", verdict) for i, verdict in enumerate(verdicts)]
-    return datasets.Dataset.from_list(
-        [
-            {
-                "record_id": record.id,
-                "prompt": render_prompt(record),
-                "completion": gold_completion(record),
-                "verdict": record.verdict,
-                "record": record.model_dump_json(),
-            }
-            for record in records
-        ]
-    )
-
-
 def test_the_trainer_sees_prompts_in_balanced_order_and_nothing_to_copy_from(tmp_path, trainers):
     """One prompt per step and slot, in balanced order; gold completions and verdicts never reach the trainer."""
-    rows = training_rows(["yes"] * 6 + ["no"] * 3)
+    rows = tiny_rows(["yes"] * 6 + ["no"] * 3)
     config = RunConfig(seed=5, grpo=GrpoConfig(steps=3, prompts_per_step=4, balance=1.0))
     grpo.train_grpo(None, None, rows, config, tmp_path, tmp_path / "metrics.jsonl")
     given = trainers[0].given
@@ -129,7 +110,7 @@ def test_the_trainer_sees_prompts_in_balanced_order_and_nothing_to_copy_from(tmp
 
 def test_the_rewards_are_the_three_pillars_of_the_rows_records(tmp_path, trainers):
     """Each pillar is a reward function of its own name, and scores by the record the row names."""
-    rows = training_rows(["yes", "no"])
+    rows = tiny_rows(["yes", "no"])
     grpo.train_grpo(None, None, rows, RunConfig(), tmp_path, tmp_path / "metrics.jsonl")
     functions = trainers[0].given["reward_funcs"]
     assert [function.__name__ for function in functions] == list(PILLARS)
@@ -143,9 +124,9 @@ def test_the_rewards_are_the_three_pillars_of_the_rows_records(tmp_path, trainer
 def test_the_trainer_gets_its_callbacks_and_its_budget(tmp_path, trainers):
     """Metrics and marks share a watch; the budget of tokens and the records are those asked for."""
     config = RunConfig(grpo=GrpoConfig(micro_batch_tokens=333, rollout_dtype="bfloat16"))
-    grpo.train_grpo(None, None, training_rows(["yes"]), config, tmp_path, tmp_path / "metrics.jsonl")
-    metrics, marks = trainers[0].given["callbacks"]
-    assert (type(metrics), type(marks)) == (MetricsFile, CompleteCheckpoints)
+    grpo.train_grpo(None, None, tiny_rows(["yes"]), config, tmp_path, tmp_path / "metrics.jsonl")
+    metrics, guards, marks = trainers[0].given["callbacks"]
+    assert (type(metrics), type(guards), type(marks)) == (MetricsFile, Guards, CompleteCheckpoints)
     assert (metrics._phase, metrics._watch) == ("grpo", marks._watch)
     assert trainers[0].given["micro_batch_tokens"] == 333
     assert trainers[0].given["rollout_dtype"] == torch.bfloat16
@@ -155,10 +136,10 @@ def test_the_trainer_gets_its_callbacks_and_its_budget(tmp_path, trainers):
 def test_an_order_that_follows_the_rewards_is_kept_with_the_checkpoints(tmp_path, trainers):
     """With sampling = "spread" the order is a SpreadOrder, written before the checkpoint is marked as whole."""
     config = RunConfig(seed=5, grpo=GrpoConfig(steps=3, prompts_per_step=4, balance=1.0, sampling="spread"))
-    rows = training_rows(["yes"] * 6 + ["no"] * 3)
+    rows = tiny_rows(["yes"] * 6 + ["no"] * 3)
     grpo.train_grpo(None, None, rows, config, tmp_path, tmp_path / "metrics.jsonl")
     given = trainers[0].given
-    assert [type(callback) for callback in given["callbacks"]] == [MetricsFile, KeptOrder, CompleteCheckpoints]
+    assert [type(callback) for callback in given["callbacks"]] == [MetricsFile, Guards, KeptOrder, CompleteCheckpoints]
     assert given["order"][:4] == SpreadOrder(rows["verdict"], 3, 4, 1.0, 5)[:4]
     assert len(given["order"]) == 12
 
@@ -246,7 +227,7 @@ def test_trls_loss_with_our_log_probabilities_is_the_loss_by_hand(tiny, tmp_path
         model=tiny.model,
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=grpo._arguments(config, tmp_path),
-        train_dataset=training_rows(["yes", "no"]).select_columns(["prompt", "record_id"]),
+        train_dataset=tiny_rows(["yes", "no"]).select_columns(["prompt", "record_id"]),
         processing_class=tiny.tokenizer,
     )
     # The trainer sets this in its loop; one micro-batch is one step here.
@@ -293,7 +274,7 @@ def train(tiny, directory, monkeypatch, steps=STEPS, start=None, watch=None, ear
     config = tiny.config.model_copy(update=parts)
     torch.manual_seed(0)
     model, tokenizer = load_trainable(config.policy, start)
-    rows = training_rows(["yes"] * 5 + ["no"] * 4 + ["maybe"] * 2)
+    rows = tiny_rows(["yes"] * 5 + ["no"] * 4 + ["maybe"] * 2)
     grpo.train_grpo(model, tokenizer, rows, config, directory / "grpo", directory / "metrics.jsonl")
     return seen, model
 
@@ -409,24 +390,14 @@ def test_the_reference_of_the_kl_term_is_the_policy_grpo_started_from(tiny, tmp_
 
 
 @pytest.mark.slow
-def test_a_policy_that_only_ends_its_turn_raises_the_alarm(tiny, tmp_path, monkeypatch):
-    """A policy that writes its end token and nothing else is stopped after the patience."""
-    from medgrpo import policies
-
-    load = policies.load_trainable
-
-    def speechless(*arguments):
-        model, tokenizer = load(*arguments)
-        head = torch.nn.Linear(model.config.hidden_size, len(tokenizer))
-        torch.nn.init.zeros_(head.weight)
-        head.bias.data.fill_(0.0)[tokenizer.eos_token_id] = 50.0
-        model.base_model.model.lm_head = head.requires_grad_(False)
-        return model, tokenizer
-
-    monkeypatch.setattr(policies, "load_trainable", speechless)
-    with pytest.raises(TrainingAlarm, match=r"empty for 2 steps \(at step 2\)"):
+def test_a_policy_that_falls_silent_raises_the_alarm(tiny, tmp_path, monkeypatch):
+    """A policy that writes its end token and nothing else from the second step on is stopped after the patience."""
+    said = iter([["A word."] * 4, *([[""] * 4] * 3)])
+    facts = grpo.completion_facts
+    monkeypatch.setattr(grpo, "completion_facts", lambda records, _: facts(records, next(said)))
+    with pytest.raises(TrainingAlarm, match=r"empty for 2 steps \(at step 3\)"):
         train(tiny, tmp_path, monkeypatch, watch={"patience": 2})
-    assert steps_written(tmp_path) == [1, 2]
+    assert steps_written(tmp_path) == [1, 2, 3]
 
 
 @pytest.mark.slow

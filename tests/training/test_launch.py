@@ -5,6 +5,7 @@ thought, and then yes, no or maybe with equal chances.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -145,6 +146,16 @@ def test_the_process_knows_whom_to_outlive_never(tmp_path, instead):
     )
     found = launch.run(RunConfig(), tmp_path, tmp_path)
     assert found == {"MEDGRPO_PARENT": str(os.getpid()), "OMP_WAIT_POLICY": "PASSIVE", "leader": True}
+
+
+@pytest.mark.parametrize(("chosen", "seen"), [(None, "0"), ("1", "1"), ("", "")])
+def test_one_process_sees_one_gpu(tmp_path, instead, monkeypatch, chosen, seen):
+    """Of several GPUs the first, unless the user has chosen; the trainer would spread each batch over all it sees."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    instead("(directory / 'training.json').write_text(json.dumps(os.environ['CUDA_VISIBLE_DEVICES']))")
+    assert launch.run(RunConfig(), tmp_path, tmp_path) == seen
 
 
 def test_rows_are_reported_once_each_and_only_when_whole(tmp_path, instead):
@@ -294,6 +305,19 @@ def test_several_processes_start_through_accelerate(tmp_path):
     assert command[1:3] == ["-m", "accelerate.commands.launch"]
     assert command[command.index("--num_processes") + 1] == "2"
     assert command[-3:] == ["-m", "medgrpo.training", str(tmp_path)]
+
+
+def test_the_launcher_names_what_it_would_take_from_the_user(monkeypatch):
+    """Whatever stands in accelerate's own configuration, the processes start the same way, and share the cores."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(launch.os, "cpu_count", lambda: 8)
+    words = launch.launcher(2)
+    named = dict(itertools.pairwise(words))
+    assert named["--num_cpu_threads_per_process"] == "4"
+    assert named["--main_process_port"] == "0"
+    assert (named["--num_machines"], named["--mixed_precision"], named["--dynamo_backend"]) == ("1", "no", "no")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert "3" in launch.launcher(2)
 
 
 # --- Real trainings ----------------------------------------------------------------------------------------------

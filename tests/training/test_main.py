@@ -17,6 +17,8 @@ from medgrpo import policies, preparation
 from medgrpo.config import RunConfig
 from medgrpo.errors import InputError, MedgrpoError, ServiceUnreachable, TrainingAlarm
 from medgrpo.manifests import seal, write_json
+from medgrpo.policies import fitting
+from medgrpo.policies.memory import MemoryPlan
 from medgrpo.prompts import render_prompt
 from medgrpo.testing import tiny_config, tiny_record
 from medgrpo.training import __main__ as process
@@ -164,9 +166,11 @@ def stubbed(monkeypatch, tmp_path, loads):
     monkeypatch.setattr(logprobs, "install", lambda: False)
     monkeypatch.setattr(process, "adapter_change", lambda before, after: 1.0)
     monkeypatch.setattr(process, "_merge", lambda *_: {"merge_difference": 0.0})
+    monkeypatch.setattr(fitting, "check_memory", lambda config: MemoryPlan({"loss": {"weights": 2_500_000_000}}))
     # `train` disables the caching of maps for the rest of the process.
     monkeypatch.setattr(datasets, "disable_caching", lambda: None)
     write_data(tmp_path / "data", train=[tiny_record("1")], test=[tiny_record("2", long_answer="It does.")])
+    write_json(tmp_path / "data" / "data.json", {"max_prompt_tokens": 200})
     return SimpleNamespace(ran=ran, data=tmp_path / "data", work=tmp_path / "work")
 
 
@@ -185,7 +189,11 @@ def test_grpo_goes_on_from_the_warmup(stubbed, loads):
     assert stubbed.ran == ["warmup", "grpo"]
     assert loads == [None, stubbed.work / "warmup" / "adapter"]
     summary = json.loads((stubbed.work / "training.json").read_text())
-    assert summary.keys() == {"adapter_change", "merge_difference", "autocast", "seconds", "flags"}
+    assert summary.keys() == {
+        *("adapter_change", "merge_difference", "seconds", "flags"),
+        *("backend", "quantization", "autocast", "memory_plan_gb"),
+    }
+    assert summary["memory_plan_gb"] == {"peak": 2.5, "largest": "loss", "phases": {"loss": {"weights": 2.5}}}
 
 
 def test_alarms_of_the_training_are_flags(stubbed):
@@ -195,6 +203,19 @@ def test_alarms_of_the_training_are_flags(stubbed):
     (stubbed.work / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     process.train(RunConfig(), stubbed.data, stubbed.work)
     assert json.loads((stubbed.work / "training.json").read_text())["flags"] == ["alarm kl (step 3): Far away."]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "found"),
+    [(0, "processes is 2, but 1 were started"), (1, r"processes is 2, but PyTorch sees 1 GPU\(s\) .* processes=1")],
+)
+def test_processes_that_are_not_there_are_missed(stubbed, monkeypatch, gpus, found):
+    """One of two processes started alone, or two for one GPU, is refused before anything is trained on half a step."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cpu")
+    with pytest.raises(InputError, match=found):
+        process.train(RunConfig(processes=2), stubbed.data, stubbed.work)
+    assert stubbed.ran == []
 
 
 def test_a_disabled_warmup_is_left_out(stubbed, loads):

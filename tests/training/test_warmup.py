@@ -9,6 +9,7 @@ from medgrpo.config import RunConfig, WarmupConfig
 from medgrpo.manifests import COMPLETE, seal
 from medgrpo.training import warmup
 from medgrpo.training.callbacks import CompleteCheckpoints, MetricsFile
+from medgrpo.training.guards import Guards
 from medgrpo.training.warmup import balanced_order
 
 # field -> (a value that is not the default, the field of SFTConfig, what must stand there)
@@ -139,7 +140,7 @@ def test_the_trainer_gets_the_callbacks_and_the_last_complete_checkpoint(tmp_pat
         if marked:
             seal(tmp_path / f"checkpoint-{step}")
     warmup.train_warmup(SimpleNamespace(), None, rows, RunConfig(), tmp_path, tmp_path / "metrics.jsonl")
-    assert [type(callback) for callback in trainers[0].given["callbacks"]] == [MetricsFile, CompleteCheckpoints]
+    assert [type(callback) for callback in trainers[0].given["callbacks"]] == [MetricsFile, Guards, CompleteCheckpoints]
     assert trainers[0].resumed_from == str(tmp_path / "checkpoint-20")
 
 
