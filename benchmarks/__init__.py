@@ -1,6 +1,7 @@
 """Comparisons with what a competent user would run otherwise."""
 
 import argparse
+import os
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,13 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
     return number
+
+
+def machine() -> str:
+    """What computes here: the GPU's name, or the processor's number of cores."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
 
 
 def run(main: Callable[[], None]) -> None:

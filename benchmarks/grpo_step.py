@@ -3,6 +3,8 @@
     python -m benchmarks.grpo_step --quick
     python -m benchmarks.grpo_step --group 2 4 8 --prompt 100 400 --json sizes.json --plot sizes.png
 
+Where the package unsloth is installed, its trainer steps too, with its own prefix grouping on.
+
 Each side runs in a process of its own, which sleeps while the other works, so that peak memory is each side's own. TRL
 is set up as a competent user would: micro-batches of four completions, so that it is not starved of memory. Completions
 have exactly the length asked for: the end-of-turn token is one that the model never writes. Rewards differ within every
@@ -21,8 +23,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks import positive, ratios
-from benchmarks.step_worker import OURS, OURS_BFLOAT16, PHASES, SIDES, STOCK, Case, Setup, Worker
+from benchmarks import machine, positive, ratios, run
+from benchmarks.step_worker import OURS, OURS_BFLOAT16, PHASES, STOCK, UNSLOTH, Case, Setup, Worker, sides
 
 GROUPS, PROMPT_LENGTHS, COMPLETION_LENGTHS = (2, 4, 8, 16), (100, 400, 900), (64, 128)
 
@@ -76,16 +78,18 @@ def table(results: list[dict[str, Any]]) -> str:
 def compare(setup: Setup, case: Case, pairs: int) -> dict[str, Any]:
     """Alternate steps of all sides; medians, spread, split, memory and the largest difference of a gradient."""
     with ExitStack() as stack:
-        sides = {name: stack.enter_context(Worker(setup, case, name)) for name in SIDES}
+        workers = {name: stack.enter_context(Worker(setup, case, name)) for name in sides()}
         # This warms up everything that a step does, so that every step counts.
-        rollouts = {name: side.ask("rollout") for name, side in sides.items()}
-        gradients = {name: side.ask("gradients", rollouts[STOCK]) for name, side in sides.items()}
-        steps: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+        rollouts = {name: worker.ask("rollout") for name, worker in workers.items() if name != UNSLOTH}
+        gradients = {name: workers[name].ask("gradients", rollouts[STOCK]) for name in rollouts}
+        for name in workers.keys() - rollouts.keys():
+            workers[name].ask("warm_up")
+        steps: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
         for _ in range(pairs):
-            for name, side in sides.items():
-                steps[name].append(side.ask("step"))
-        memory = {name: side.ask("peak_memory") for name, side in sides.items()}
-        peak = sides[OURS].ask("matmul_peak")
+            for name, worker in workers.items():
+                steps[name].append(worker.ask("step"))
+        memory = {name: worker.ask("peak_memory") for name, worker in workers.items()}
+        peak = workers[OURS].ask("matmul_peak")
     return _summary(case, steps, memory, _largest_difference(gradients[STOCK], gradients[OURS]), peak)
 
 
@@ -107,6 +111,7 @@ def _summary(
         "case": asdict(case),
         "step_ratio": ratios(whole[STOCK], whole[OURS]),
         "step_ratio_bfloat16_rollout": ratios(whole[STOCK], whole[OURS_BFLOAT16]),
+        **({"step_ratio_to_unsloth": ratios(whole[UNSLOTH], whole[OURS])} if UNSLOTH in whole else {}),
         "phase_ratio": {name: median[STOCK][name] / median[OURS][name] for name in PHASES},
         "memory_ratio": memory[STOCK] / memory[OURS],
         "parity_max_rel": difference,
@@ -129,18 +134,17 @@ def _largest_difference(reference: Path, other: Path) -> float:
 
 def _report(results: list[dict[str, Any]]) -> dict[str, Any]:
     """The first case's numbers at the top level, all cases below."""
-    import torch
-
     from medgrpo.provenance import environment
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
-    return {**results[0], "device": device, "environment": environment(), "cases": results}
+    return {**results[0], "device": machine(), "environment": environment(), "cases": results}
 
 
 def _line(result: dict[str, Any]) -> str:
     case, ratio, other = result["case"], result["step_ratio"], result["step_ratio_bfloat16_rollout"]
     sides = [
-        f"  {side}: {seconds['step']:.2f} s (" + ", ".join(f"{name} {seconds[name]:.2f}" for name in PHASES) + "), "
+        f"  {side}: {seconds['step']:.2f} s ("
+        + ", ".join(f"{name} {seconds[name]:.2f}" for name in PHASES if name in seconds)
+        + "), "
         f"{result['tokens_per_second'][side]:.1f} tokens/s, {result['peak_memory_gb'][side]:.2f} GB"
         for side, seconds in result["seconds"].items()
     ]
@@ -203,4 +207,4 @@ def _from_environment() -> Path | None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

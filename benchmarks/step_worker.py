@@ -3,19 +3,34 @@
 import gc
 import multiprocessing
 import os
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medgrpo.training.launch import CHILD_ENVIRONMENT
+from medgrpo.errors import MedgrpoError, TrainingCrashed
+from medgrpo.policies.backends import installed_packages
+from medgrpo.training.launch import CHILD_ENVIRONMENT, LOG_LINES
 
 SIDES = STOCK, OURS, OURS_BFLOAT16 = ("trl", "medgrpo", "medgrpo, bfloat16 rollout")
+UNSLOTH = "unsloth"
+"""A fourth side where the package is installed; what it does inside a step is not split into phases."""
 PHASES = ("prefill", "decode", "loss forward", "backward", "optimiser")
+ENVIRONMENTS = {
+    STOCK: {},
+    OURS: CHILD_ENVIRONMENT,
+    OURS_BFLOAT16: CHILD_ENVIRONMENT,
+    # Its way to compute a prompt once per group; it leaves it out by itself where it has no kernel for it.
+    UNSLOTH: {"UNSLOTH_GRPO_PREFIX_GROUPER": "1"},
+}
+
+
+def sides() -> tuple[str, ...]:
+    """The sides that can be compared with what is installed."""
+    return (*SIDES, UNSLOTH) if UNSLOTH in installed_packages() else SIDES
 
 
 @dataclass(frozen=True)
@@ -30,14 +45,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Setup:
-    """What both sides share.
+    """What all sides share.
 
     Attributes:
         base: model name or directory.
         records: PubMedQA's ori_pqal.json, or None for synthetic records.
         budget: our tokens in a micro-batch.
         micro_batch: TRL's completions in a micro-batch.
-        folder: where gradients are exchanged.
+        folder: where gradients are exchanged, and each side writes its log.
+        autocast: what training passes compute in, "none" or "bfloat16".
     """
 
     base: str
@@ -45,6 +61,7 @@ class Setup:
     budget: int
     micro_batch: int
     folder: str
+    autocast: str = "none"
 
 
 class Worker:
@@ -54,7 +71,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._pipe, self._there = context.Pipe()
         self._process = context.Process(target=_serve, args=(self._there, setup, case, side), daemon=True)
-        self._environment = {} if side == STOCK else CHILD_ENVIRONMENT
+        self._log, self._environment = log_of(setup, side), ENVIRONMENTS[side]
 
     def __enter__(self) -> "Worker":
         with _environment(self._environment):
@@ -63,14 +80,15 @@ class Worker:
         return self
 
     def ask(self, method: str, *args: Any) -> Any:
-        """What a method of the `_Side` in the process returns."""
-        try:
+        """What a method of the `_Side` in the process returns.
+
+        Raises:
+            MedgrpoError: what it raised, or that its process ended.
+        """
+        # Where its process has ended, the reason may still be in the pipe.
+        with suppress(BrokenPipeError, ConnectionResetError):
             self._pipe.send((method, args))
-            return self._pipe.recv()
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            self._process.join()
-            # A side that stopped for a reason has said it.
-            sys.exit(self._process.exitcode or "one side ended without a word.")
+        return received(self._pipe, self._process, self._log)
 
     def __exit__(self, *_: Any) -> None:
         self._process.terminate()
@@ -90,18 +108,53 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
             os.environ[name] = value
 
 
+def log_of(setup: Setup, side: str) -> Path:
+    """Where a side's process writes what libraries print."""
+    return Path(setup.folder) / f"{side}.log"
+
+
+def received(pipe: Any, process: Any, log: Path) -> Any:
+    """What a process sends.
+
+    Args:
+        pipe: connection to it.
+        process: the process; another connection than its own must not keep the pipe open.
+        log: what it prints goes there.
+
+    Raises:
+        MedgrpoError: it sends that.
+        TrainingCrashed: it ended without a word; its last lines are in the message.
+    """
+    try:
+        answer = pipe.recv()
+    except (EOFError, ConnectionResetError):
+        process.join()
+        lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:] if log.is_file() else []
+        raise TrainingCrashed(
+            f"a process ended with exit code {process.exitcode}. Its last lines, from {log}:\n" + "\n".join(lines)
+        ) from None
+    if isinstance(answer, MedgrpoError):
+        raise answer
+    return answer
+
+
+def write_to(log: Path) -> None:
+    """Let what this process prints, and its traceback, go to a file."""
+    with log.open("a") as stream:
+        for descriptor in (1, 2):
+            os.dup2(stream.fileno(), descriptor)
+
+
 def _serve(pipe: Any, setup: Setup, case: Case, side: str) -> None:
     """Answer what is asked until the parent ends this process."""
-    from medgrpo.errors import MedgrpoError
-
+    write_to(log_of(setup, side))
     try:
         bench = _Side(setup, case, side)
+        while True:
+            method, args = pipe.recv()
+            pipe.send(getattr(bench, method)(*args))
     except MedgrpoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    while True:
-        method, args = pipe.recv()
-        pipe.send(getattr(bench, method)(*args))
+        pipe.send(error)
 
 
 class _Side:
@@ -110,17 +163,32 @@ class _Side:
     def __init__(self, setup: Setup, case: Case, side: str) -> None:
         import torch
 
-        from medgrpo.training import logprobs
-
         torch.manual_seed(0)
-        logprobs.install()
+        if side == UNSLOTH:
+            from medgrpo.policies import fast
+
+            # Before anything imports transformers or TRL.
+            fast.start()
+        else:
+            from medgrpo.training import logprobs
+
+            logprobs.install()
         self.setup, self.case, self.side = setup, case, side
         self.seconds: dict[str, float] = defaultdict(float)
         self.trainer = _trainer(setup, case, side)
+        if setup.autocast != "none":
+            # Autocast comes with what Trainer.train does first, and it is not called here.
+            self.trainer.model_wrapped = self.trainer.accelerator.prepare_model(self.trainer.model)
         self.trainer.create_optimizer()
         self.trainer.current_gradient_accumulation_steps = self.trainer.args.gradient_accumulation_steps
         self.batches = _batches(self.trainer)
-        self._time_phases()
+        if side != UNSLOTH:
+            self._time_phases()
+        _reset_peak_memory()
+
+    def warm_up(self) -> None:
+        """One step that does not count."""
+        self.step()
         _reset_peak_memory()
 
     def rollout(self) -> Path:
@@ -165,7 +233,8 @@ class _Side:
             self.trainer.accelerator.clip_grad_norm_(self.trainer.model.parameters(), 0.5)
             self.trainer.optimizer.step()
             self.trainer.model.zero_grad()
-        return {"step": _now() - started, **{name: self.seconds[name] for name in PHASES}, "loss_flops": self._flops()}
+        phases = ("optimiser",) if self.side == UNSLOTH else PHASES
+        return {"step": _now() - started, **{name: self.seconds[name] for name in phases}, "loss_flops": self._flops()}
 
     def peak_memory(self) -> float:
         """Peak memory of this side in GB: resident on a CPU, allocated on a GPU."""
@@ -251,12 +320,8 @@ def _trainer(setup: Setup, case: Case, side: str) -> Any:
     import torch
     import trl
 
-    from medgrpo.config import PolicyConfig
-    from medgrpo.policies import load_trainable
-    from medgrpo.training.grouped import GroupedGRPOTrainer
-
     datasets.disable_progress_bars()
-    model, tokenizer = load_trainable(PolicyConfig(base=setup.base, lora_rank=16))
+    model, tokenizer = _load(setup, case, side)
     # A token that is never written, so that every completion has the length asked for.
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(len(tokenizer) - 1)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -278,7 +343,7 @@ def _trainer(setup: Setup, case: Case, side: str) -> Any:
         loss_type="dapo",
         shuffle_dataset=False,
         gradient_checkpointing=False,
-        bf16=False,
+        bf16=setup.autocast == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         report_to="none",
         seed=1,
@@ -290,10 +355,26 @@ def _trainer(setup: Setup, case: Case, side: str) -> Any:
         "train_dataset": rows,
         "processing_class": tokenizer,
     }
-    if side == STOCK:
+    if side in (STOCK, UNSLOTH):
+        # Where Unsloth runs on a GPU, its own trainer stands in TRL's place.
         return trl.GRPOTrainer(**given)
+    from medgrpo.training.grouped import GroupedGRPOTrainer
+
     dtype = torch.bfloat16 if side == OURS_BFLOAT16 else None
     return GroupedGRPOTrainer(micro_batch_tokens=setup.budget, rollout_dtype=dtype, **given)
+
+
+def _load(setup: Setup, case: Case, side: str) -> tuple[Any, Any]:
+    """The model with a fresh adapter, and its tokenizer."""
+    from medgrpo.config import DataConfig, PolicyConfig, RunConfig
+    from medgrpo.policies import load_trainable
+
+    if side != UNSLOTH:
+        return load_trainable(PolicyConfig(base=setup.base, lora_rank=16))
+    from medgrpo.policies.fast import load_fast
+
+    policy = PolicyConfig.model_validate({"base": setup.base, "lora_rank": 16, "autocast": setup.autocast})
+    return load_fast(RunConfig(policy=policy, data=DataConfig(max_length=case.prompt + case.completion)))
 
 
 def _reward(completions: list[str], **_: Any) -> list[float]:
