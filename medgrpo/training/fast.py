@@ -25,7 +25,8 @@ class FastGRPOTrainer(Watched):
         super().__init__(*args, **options)
         require_autocast(self.args, config)
         # The mark has kept 16 bits out of the settings; left on the model, it would put float16 into rollout and loss.
-        for module in self.model.modules():
+        model: Any = self.model
+        for module in model.modules():
             if "_unsloth_forced_float32" in vars(module):
                 module._unsloth_forced_float32 = False
 
