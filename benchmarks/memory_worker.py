@@ -44,8 +44,10 @@ def train(folder: Path) -> None:
         gc.collect()
         peaks["warm-up"] = peak()
     model, tokenizer = load_trainable(config.policy, folder / "adapter" if config.warmup.enabled else None)
-    # A token that is never written, so that every completion runs to the cap.
+    # A token that is never written, so that every completion runs to the cap; the template ends turns with it.
+    ended = str(tokenizer.eos_token)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(len(tokenizer) - 1)
+    tokenizer.chat_template = tokenizer.chat_template.replace(ended, tokenizer.eos_token)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     grpo.reward_functions = lambda *_: [_reward]
     _note_rollout(grpo.WatchedGRPOTrainer, peaks)

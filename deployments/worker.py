@@ -18,6 +18,8 @@ from medgrpo.training.stopping import SAVE_SECONDS
 
 STOP_SECONDS = 2 * SAVE_SECONDS
 """How long runs may take to stop: what each waits for its training, and as much to end."""
+WORKER_SECONDS = 10
+"""How long the worker may take after them."""
 POLL_SECONDS = 0.2
 
 
@@ -43,11 +45,22 @@ def _stop(pid: int) -> None:
         for run in runs:
             with suppress(psutil.NoSuchProcess):
                 run.terminate()
-        limit = time.monotonic() + STOP_SECONDS
-        while any(map(_alive, runs)) and time.monotonic() < limit:
-            time.sleep(POLL_SECONDS)
+        _wait_for(runs, STOP_SECONDS)
         worker.terminate()
         worker.resume()
+        # Now and then it goes on all the same, and would take the next run. It has none now.
+        if not _wait_for([worker], WORKER_SECONDS):
+            worker.kill()
+
+
+def _wait_for(processes: Sequence[psutil.Process], seconds: float) -> bool:
+    """Wait until all have ended, for so long at most; whether they have."""
+    limit = time.monotonic() + seconds
+    while alive := any(map(_alive, processes)):
+        if time.monotonic() > limit:
+            break
+        time.sleep(POLL_SECONDS)
+    return not alive
 
 
 def _alive(process: psutil.Process) -> bool:
