@@ -25,22 +25,12 @@ ROOT = Path(__file__).parents[2]
 # What the registry's absence looks like to pip.
 OUT_OF_REACH = ("No matching distribution found", "Could not find a version", "Connection", "Temporary failure")
 LOGITS = """
-import json, sys, torch
+import sys
 from pathlib import Path
+from benchmarks.gpu_parts import write_logits
 from medgrpo.config import RunConfig
-config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text())
-adapter, text, target = Path(sys.argv[2]), sys.argv[3], sys.argv[4]
-if config.policy.backend == "unsloth":
-    from medgrpo.policies.fast import load_fast
-    model, tokenizer = load_fast(config, adapter)
-    model.for_inference()
-else:
-    from medgrpo.policies import load_trainable
-    model, tokenizer = load_trainable(config.policy, adapter)
-with torch.no_grad():
-    torch.save(model.eval()(**tokenizer(text, return_tensors="pt")).logits, target)
+write_logits(RunConfig.model_validate_json(Path(sys.argv[1]).read_text()), [Path(sys.argv[2])], Path(sys.argv[3]))
 """
-ABSTRACT = "We randomised 120 adults. Mean pain fell by 2.4 points with treatment and by 0.9 points with placebo."
 
 
 @pytest.fixture(scope="session")
@@ -125,8 +115,8 @@ class Bench:
         config, target = self.with_backend(backend), self.directory / f"{backend}.pt"
         settings = self.directory / "settings.json"
         settings.write_text(config.model_dump_json())
-        self.python(config, "-c", LOGITS, str(settings), str(adapter), ABSTRACT, str(target))
-        return torch.load(target)
+        self.python(config, "-c", LOGITS, str(settings), str(adapter), str(target))
+        return torch.load(target)[0]
 
 
 @pytest.fixture
