@@ -29,7 +29,8 @@ def prepare(config: RunConfig, directory: Path) -> dict[str, Any]:
     Only train and dev records are dropped for length: the official test score needs every test record.
 
     Returns:
-        The content of `data.json`: domain, synthetic, digests, counts, dropped, max_prompt_tokens.
+        The content of `data.json`: domain, synthetic, digests, counts, dropped, max_prompt_tokens (of all splits),
+        max_training_tokens (a train prompt with its gold completion, or one at the cap), gold_longer_than_cap.
 
     Raises:
         InputError: unusable input, or a leak.
@@ -46,11 +47,13 @@ def prepare(config: RunConfig, directory: Path) -> dict[str, Any]:
     corpus, dropped = _drop_long(corpus, lengths, limit)
     pool = corpus.split("train") + corpus.split("dev")
     check_leaks({record.id: prompt_text(render_prompt(record)) for record in pool}, pool, corpus.splits["test"])
-    cut = _cut_golds(corpus, tokenizer, config)
+    golds, cap = _gold_tokens(corpus, tokenizer, config), config.grpo.max_completion_length
+    cut = [i for i, length in golds.items() if length > cap]
     if cut:
         # The warm-up would teach answers that generation cuts off before their verdict.
         logger.warning("%d gold completions are longer than grpo.max_completion_length, e.g. %s", len(cut), cut[0])
-    summary = _summary(corpus, dropped, lengths) | {"gold_longer_than_cap": cut}
+    longest = max(lengths[i] + max(cap, length) for i, length in golds.items())
+    summary = _summary(corpus, dropped, lengths) | {"max_training_tokens": longest, "gold_longer_than_cap": cut}
     with friendly_disk_errors(directory), _no_progress_bars():
         for split in SPLITS:
             _save(corpus.split(split), directory / split, with_gold=split != "test", config=config)
@@ -110,11 +113,10 @@ def _prompt_tokens(record: Record, tokenizer: Any) -> int:
     return len(ids)
 
 
-def _cut_golds(corpus: Corpus, tokenizer: Any, config: RunConfig) -> list[str]:
-    """Ids of the training records whose gold completion, its end of turn included, is longer than the cap."""
+def _gold_tokens(corpus: Corpus, tokenizer: Any, config: RunConfig) -> dict[str, int]:
+    """Length of each training record's gold completion, its end of turn included."""
     golds = {record.id: gold_completion(record, config.rewards) for record in corpus.split("train")}
-    lengths = {i: len(tokenizer(gold, add_special_tokens=False)["input_ids"]) + 1 for i, gold in golds.items()}
-    return [i for i, length in lengths.items() if length > config.grpo.max_completion_length]
+    return {i: len(tokenizer(gold, add_special_tokens=False)["input_ids"]) + 1 for i, gold in golds.items()}
 
 
 def _drop_long(corpus: Corpus, lengths: Mapping[str, int], limit: int) -> tuple[Corpus, list[Dropped]]:

@@ -4,6 +4,7 @@ A suspended flow run ends its process and, once resumed, starts from the top, pe
 reviewer was shown is therefore kept on Prefect's server, beside the form, and not read a second time.
 """
 
+import time
 from typing import Any
 
 from prefect import pause_flow_run, suspend_flow_run, task
@@ -33,6 +34,8 @@ KEY = "review"
 PAUSE_SECONDS = 24 * 60 * 60
 """How long a review that was started by hand waits for its answer; one of a deployment waits for ever."""
 POLL_SECONDS = 5
+HANDLED_SECONDS = 2
+"""The longest that Prefect's server is expected to take over an event."""
 
 _SURVIVES: dict[str, Any] = {
     "retries": RETRIES,
@@ -138,7 +141,9 @@ def _answer_after_suspension(form: Any) -> ReviewDecision:
     try:
         return suspend_flow_run(wait_for_input=form, key=KEY)
     except Pause:
-        # A heartbeat sent while the server suspended the run would be the last that is heard of it: a dead run's.
+        # A heartbeat sent while the server suspended the run would be the last that is heard of it: a dead run's. The
+        # server handles two events at a time, so this one waits until that one must have been handled.
+        time.sleep(HANDLED_SECONDS)
         emit_event("prefect.flow-run.left", {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}"})
         raise
 

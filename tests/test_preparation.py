@@ -10,6 +10,7 @@ import pytest
 from medgrpo import preparation
 from medgrpo.config import RunConfig
 from medgrpo.errors import InputError
+from medgrpo.policies import load_tokenizer
 from medgrpo.preparation import check_leaks, load_records, prepare
 from medgrpo.prompts import render_prompt
 from medgrpo.records import Corpus, digest
@@ -86,6 +87,23 @@ def test_prompts_do_not_leak(prepared: Path) -> None:
         for row, record in zip(rows(prepared, split), load_records(prepared, split), strict=True):
             assert record.long_answer not in row["prompt"][1]["content"]
     assert not ids["test"] & (ids["train"] | ids["dev"])
+
+
+def test_the_longest_row_of_training_is_known(config: RunConfig, prepared: Path) -> None:
+    """It is a train prompt with its gold completion, or with one at the cap; dev and test are never trained on."""
+    tokenizer = load_tokenizer(config.policy.base)
+
+    def tokens(messages: list[dict[str, str]], answered: bool) -> int:
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=not answered, return_dict=False)
+        return len(ids)
+
+    longest = 0
+    for row in rows(prepared, "train"):
+        prompt = tokens(row["prompt"], answered=False)
+        gold = tokens([*row["prompt"], {"role": "assistant", "content": row["completion"]}], answered=True)
+        # The template writes a line break behind the end of a turn, which nobody generates.
+        longest = max(longest, prompt + config.grpo.max_completion_length, gold - 1)
+    assert json.loads((prepared / "data.json").read_text())["max_training_tokens"] == longest
 
 
 def test_same_settings_same_data(config: RunConfig, prepared: Path, tmp_path: Path) -> None:

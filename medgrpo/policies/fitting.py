@@ -96,10 +96,9 @@ def check_memory(config: RunConfig) -> MemoryPlan | None:
 
 
 def as_prepared(config: RunConfig, data: Path) -> RunConfig:
-    """The settings with `data.max_length` no longer than the longest prompt prepared in `data`, and a completion."""
-    prompt = int(json.loads((data / "data.json").read_bytes())["max_prompt_tokens"])
-    longest = min(config.data.max_length, prompt + config.grpo.max_completion_length)
-    return _with(config, "data", max_length=longest)
+    """The settings with `data.max_length` no longer than the longest row of training that is prepared in `data`."""
+    longest = int(json.loads((data / "data.json").read_bytes())["max_training_tokens"])
+    return _with(config, "data", max_length=min(config.data.max_length, longest))
 
 
 def present_device(processes: int = 1) -> Device:

@@ -71,13 +71,10 @@ _AMPERE = Precision(
     vllm=True,
     reason="{device} multiplies bfloat16, which has float32's range, faster than float32",
 )
-_TURING = Precision(
-    weights="float32",
+_TURING = replace(
+    _AMPERE,
     autocast="none",
     bf16=False,
-    fp16=False,
-    quantization=("none", "4bit"),
-    attention="sdpa",
     vllm=False,
     reason="{device} has no bfloat16, and whether activations of {architecture} stay below float16's largest number, "
     "65,504, is not known: all is float32, and vLLM, which would write in float16, is off",

@@ -27,7 +27,7 @@ logger = logging.getLogger("medgrpo.training")
 def main(directory: Path) -> int:
     """Train as the job says; on a failure made on purpose, or a signal, leave a sentence in failure.json."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    _die_with_parent()
+    _die_with(int(os.environ.get("MEDGRPO_PARENT", "0")))
     # Of several processes the first one writes.
     first = os.environ.get("RANK", "0") == "0"
     with only_writer(directory) if first else contextlib.nullcontext(), Stopping(directory):
@@ -203,12 +203,6 @@ def _merged(config: RunConfig, adapter: Path, target: Path) -> dict[str, Any]:
         return pool.submit(merge, config, adapter, target).result()
 
 
-def _die_with(parent: int) -> None:
-    """End this process when the one that started it is gone."""
-    os.environ["MEDGRPO_PARENT"] = str(parent)
-    _die_with_parent()
-
-
 def _merge(config: RunConfig, adapter: Path, target: Path) -> dict[str, Any]:
     """Fold the adapter into the float32 base once, measure that the logits did not move, and note what trained it.
 
@@ -244,9 +238,9 @@ def _flags(summary: dict[str, Any]) -> list[str]:
     return flags
 
 
-def _die_with_parent() -> None:
-    """Stop this process when the one that follows it is gone, so that nothing trains unseen on its files."""
-    parent, started_by = int(os.environ.get("MEDGRPO_PARENT", "0")), os.getppid()
+def _die_with(parent: int) -> None:
+    """Stop this process when the one that follows it is gone, so that nothing works unseen on its files; 0 is none."""
+    started_by = os.getppid()
 
     def watch() -> None:
         # A killed parent that nobody waits for stays as a zombie, but its children get another parent at once.

@@ -108,10 +108,10 @@ def test_enough_memory_is_one_line_in_the_log(device, caplog):
     assert "The CUDA device has 40.0 GB free." in note.getMessage()
 
 
-@pytest.mark.parametrize(("prompt", "length"), [(300, 460), (864, 1024), (5000, 1024)])
-def test_records_shorter_than_allowed_are_planned_as_they_are(tmp_path, prompt, length):
-    """The longest prompt that was prepared and a completion at its cap are the longest row, within data.max_length."""
-    (tmp_path / "data.json").write_text(f'{{"max_prompt_tokens": {prompt}}}')
+@pytest.mark.parametrize(("longest", "length"), [(460, 460), (1024, 1024), (5000, 1024)])
+def test_records_shorter_than_allowed_are_planned_as_they_are(tmp_path, longest, length):
+    """The longest row of training that was prepared counts, within data.max_length."""
+    (tmp_path / "data.json").write_text(f'{{"max_training_tokens": {longest}}}')
     assert as_prepared(RunConfig(), tmp_path).data.max_length == length
 
 

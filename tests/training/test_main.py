@@ -170,7 +170,7 @@ def stubbed(monkeypatch, tmp_path, loads):
     # `train` disables the caching of maps for the rest of the process.
     monkeypatch.setattr(datasets, "disable_caching", lambda: None)
     write_data(tmp_path / "data", train=[tiny_record("1")], test=[tiny_record("2", long_answer="It does.")])
-    write_json(tmp_path / "data" / "data.json", {"max_prompt_tokens": 200})
+    write_json(tmp_path / "data" / "data.json", {"max_training_tokens": 400})
     return SimpleNamespace(ran=ran, data=tmp_path / "data", work=tmp_path / "work")
 
 
@@ -280,9 +280,11 @@ def test_a_process_is_alive_until_it_was_waited_for():
     assert process._alive(os.getpid())
 
 
-def test_nothing_is_watched_without_a_parent(monkeypatch):
+def test_nothing_is_watched_without_a_parent(tmp_path, monkeypatch):
     """Started by hand, the process ends when it is done, not when a shell does."""
+    followed = []
     monkeypatch.delenv("MEDGRPO_PARENT", raising=False)
     monkeypatch.setattr(process.threading, "Thread", lambda **_: pytest.fail("a watcher was started"))
-    process._die_with_parent()
-    assert "MEDGRPO_PARENT" not in os.environ
+    monkeypatch.setattr(process, "train", lambda *_: followed.append(os.environ.get("MEDGRPO_PARENT")))
+    assert process.main(job(tmp_path, RunConfig(), tmp_path)) == 0
+    assert followed == [None]

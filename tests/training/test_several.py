@@ -213,7 +213,7 @@ def test_a_killed_launcher_leaves_no_strays(tmp_path, ranks):
         "import signal\n"
         "from medgrpo.training import __main__ as process\n"
         "from medgrpo.training.stopping import Stopping\n"
-        "process._die_with_parent()\n"
+        "process._die_with(int(os.environ['MEDGRPO_PARENT']))\n"
         "with Stopping(directory):\n"
         "    (directory / f'ready{rank}').touch()\n"
         "    while rank == 0 and not (directory / 'ready1').exists():\n"
