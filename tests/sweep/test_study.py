@@ -1,0 +1,228 @@
+"""A study proposes, remembers, and goes on where it was killed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from services import postgres
+
+from medgrpo.config import RunConfig
+from medgrpo.errors import InputError, ServiceUnreachable
+from medgrpo.sweep import study as module
+from medgrpo.sweep.study import open_study, resolve_storage, study_name
+from medgrpo.sweep.trials import Result
+
+pytestmark = pytest.mark.slow
+
+
+def _finish(number: int) -> Result:
+    """What a fake trial comes to: it depends on its number alone."""
+    return Result(
+        "complete", (0.1 * number, 0.02, 1 - 0.1 * number), curve={1: 0.1 * number, 2: 0.2}, run_id=f"r{number}"
+    )
+
+
+def _drain(config: RunConfig, until: int | None = None) -> list[dict[str, Any]]:
+    """Run fake trials until there are enough, or so many; returns the values of all trials by number."""
+    with open_study(config) as study:
+        for proposal in study.interrupted():
+            study.tell(proposal.number, _finish(proposal.number))
+        while len(study.trials()) != until and (proposal := study.ask()):
+            study.tell(proposal.number, _finish(proposal.number))
+        return [dict(trial.values) for trial in study.trials()]
+
+
+def test_the_profile_comes_first(sweep_config: Callable[..., RunConfig]) -> None:
+    """Trial 0 is the profile as it is, so that every sweep has something to compare with."""
+    with open_study(sweep_config()) as study:
+        proposal = study.ask()
+        assert proposal
+        assert proposal.number == 0
+        assert proposal.values == {"grpo.learning_rate": 1e-5, "grpo.group_size": 2, "rewards.correctness": 1.0}
+
+
+def test_a_trial_is_judged_on_dev_and_registers_nothing(sweep_config: Callable[..., RunConfig]) -> None:
+    """A trial's run has a name, its values, the dev split, alarms that end it, and the mark that it is a trial."""
+    config = sweep_config()
+    with open_study(config) as study:
+        study.parent = "run-7"
+        study.ask()
+        proposal = study.ask()
+        assert proposal
+        assert proposal.config
+        run = proposal.config
+        assert run.name == f"{study.name}-001"
+        assert run.grpo.learning_rate == proposal.values["grpo.learning_rate"]
+        assert (run.evaluation.split, run.evaluation.cases, run.evaluation.probes) == ("dev", "all", False)
+        assert run.watch.action == "stop"
+        assert run.trial
+        assert (run.trial.study, run.trial.number, run.trial.parent) == (study.name, 1, "run-7")
+        assert run.sweep.space is None
+
+
+def test_the_same_seed_tries_the_same(tmp_path: Path, sweep_config: Callable[..., RunConfig]) -> None:
+    """Two sweeps of the same settings propose the same trials, another seed others."""
+    first = _drain(sweep_config(trials=12, storage=f"sqlite:///{tmp_path / 'one.db'}"))
+    again = _drain(sweep_config(trials=12, storage=f"sqlite:///{tmp_path / 'two.db'}"))
+    other = _drain(sweep_config(trials=12, storage=f"sqlite:///{tmp_path / 'three.db'}", seed=6))
+    assert first == again
+    assert len({str(values) for values in first}) == 12
+    assert other != first
+
+
+def test_a_killed_sweep_tries_what_it_would_have(tmp_path: Path, sweep_config: Callable[..., RunConfig]) -> None:
+    """Stopped between trials and in the middle of one, it takes the open one up and repeats no number or proposal."""
+    whole = _drain(sweep_config(trials=10, storage=f"sqlite:///{tmp_path / 'whole.db'}"))
+    config = sweep_config(trials=10)
+    _drain(config, until=4)
+    with open_study(config) as study:
+        open_one = study.ask()
+        assert open_one
+    with open_study(config) as study:
+        [taken_up] = study.interrupted()
+        assert (taken_up.number, taken_up.values) == (4, open_one.values)
+    assert _drain(config) == whole
+
+
+def test_a_trial_killed_while_it_was_made_gets_the_rest_of_its_values(
+    sweep_config: Callable[..., RunConfig],
+) -> None:
+    """A number without all of its values is completed, not counted twice."""
+    config = sweep_config()
+    with open_study(config) as study:
+        study.ask()
+        bare = study._study.ask()
+        bare.suggest_categorical("grpo.group_size", (2, 4))
+    with open_study(config) as study:
+        first, second = study.interrupted()
+        assert (first.number, second.number) == (0, 1)
+        assert second.values.keys() == first.values.keys()
+
+
+def test_what_came_of_trials_is_remembered(sweep_config: Callable[..., RunConfig]) -> None:
+    """Values, reasons, curves and MLflow runs are there after the study was closed; failed trials are counted."""
+    config = sweep_config(trials=3)
+    with open_study(config) as study:
+        results = [_finish(0), Result("pruned", reason="behind"), Result("failed", reason="no GPU")]
+        for result in results:
+            proposal = study.ask()
+            assert proposal
+            study.tell(proposal.number, result)
+    with open_study(config) as study:
+        assert [trial.result for trial in study.trials()] == results
+        assert study.ask() is None
+
+
+def test_later_trials_are_held_against_completed_ones(sweep_config: Callable[..., RunConfig]) -> None:
+    """Once enough trials were completed, a proposal carries their median from the share of the steps that is set."""
+    config = sweep_config(prune_after=2, prune_from=0.5)
+    with open_study(config) as study:
+        for _ in range(2):
+            proposal = study.ask()
+            assert proposal
+            assert proposal.config
+            assert proposal.config.trial
+            assert proposal.config.trial.bar == {}
+            study.tell(proposal.number, _finish(proposal.number))
+        proposal = study.ask()
+        assert proposal
+        assert proposal.config
+        assert proposal.config.trial
+        assert proposal.config.trial.bar == {2: 0.2}
+
+
+def test_settings_decide_which_sweep_it_is(sweep_config: Callable[..., RunConfig]) -> None:
+    """Other settings are another sweep, more trials or another runner the same; under a given name they are refused."""
+    config = sweep_config()
+    assert study_name(config) == study_name(sweep_config(trials=40, parallel=2, deployment="a/b"))
+    assert study_name(config) != study_name(sweep_config(others={"grpo": {"steps": 3}}))
+    assert study_name(config) != study_name(sweep_config(space={"grpo.beta": [0, 0.1]}))
+    _drain(sweep_config(others={"name": "mine"}), until=1)
+    with (
+        pytest.raises(InputError, match="was begun with other settings"),
+        open_study(sweep_config(others={"name": "mine", "grpo": {"steps": 3}})),
+    ):
+        pass
+
+
+def test_after_the_choice_there_are_no_further_trials(sweep_config: Callable[..., RunConfig]) -> None:
+    """The test split is looked at once: a sweep that has chosen takes the same trials, and no more."""
+    _drain(sweep_config(trials=2))
+    with open_study(sweep_config(trials=2)) as study:
+        study.chosen = 1
+    with open_study(sweep_config(trials=2)) as study:
+        assert study.chosen == 1
+    with pytest.raises(InputError, match="has chosen trial 1"), open_study(sweep_config(trials=3)):
+        pass
+
+
+def test_a_name_that_is_no_directory_is_refused(sweep_config: Callable[..., RunConfig]) -> None:
+    """The name begins those of the trials' directories, so it is checked before anything is made."""
+    with (
+        pytest.raises(InputError, match="expected a plain directory name"),
+        open_study(sweep_config(others={"name": "a/b"})),
+    ):
+        pass
+
+
+def test_two_processes_do_not_run_one_sweep(sweep_config: Callable[..., RunConfig]) -> None:
+    """A sweep that is under way is refused to a second process, which would take up the trials that are running."""
+    with (
+        open_study(sweep_config()),
+        pytest.raises(InputError, match="under way in another process"),
+        open_study(sweep_config()),
+    ):
+        pass
+
+
+def test_importances_tell_what_mattered(sweep_config: Callable[..., RunConfig]) -> None:
+    """Shares of the variance add up to one; where all trials came to the same there is nothing to explain."""
+    config = sweep_config(trials=8)
+    with open_study(config) as study:
+        assert study.importances() == {"macro_f1": {}, "unsupported_figures": {}, "strict_form": {}}
+    _drain(config)
+    with open_study(config) as study:
+        found = study.importances()
+    assert sum(found["macro_f1"].values()) == pytest.approx(1)
+    assert found["macro_f1"].keys() == {"grpo.learning_rate", "grpo.group_size", "rewards.correctness"}
+    assert found["unsupported_figures"] == {}
+
+
+def test_the_database_is_found(monkeypatch: pytest.MonkeyPatch, sweep_config: Callable[..., RunConfig]) -> None:
+    """The setting comes first, then the environment's, then a file in the runs directory."""
+    config = sweep_config()
+    assert resolve_storage(config) == f"sqlite:///{config.runs_dir / module.DATABASE_FILE}"
+    monkeypatch.setenv(module.STORAGE_VARIABLE, "postgresql://db/sweeps")
+    assert resolve_storage(config) == "postgresql://db/sweeps"
+    assert resolve_storage(sweep_config(storage="sqlite:///x.db")) == "sqlite:///x.db"
+
+
+def test_the_database_may_be_postgresql(sweep_config: Callable[..., RunConfig]) -> None:
+    """In the service's database a sweep goes on as it does in a file."""
+    with postgres({}) as server:
+        # The bare cluster's encoding is that of the C locale; a service's is UTF-8.
+        place = f"host={server.directory}&port={server.port}&client_encoding=utf8"
+        config = sweep_config(storage=f"postgresql+psycopg://postgres@/postgres?{place}")
+        _drain(config, until=2)
+        assert _drain(config) == _drain(sweep_config())
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "sentence"),
+    [
+        ("nonsense", InputError, "is no database URL"),
+        ("oracle+nothing://db", InputError, "is no database URL"),
+        ("postgresql+psycopg://u:secret@h:abc/s", InputError, "is no database URL"),
+        ("postgresql+psycopg://u:secret/@127.0.0.1:9/s?password=secret", ServiceUnreachable, "127.0.0.1:9/s did not"),
+        ("postgresql+psycopg://u:secret@127.0.0.1:9/s", ServiceUnreachable, "127.0.0.1:9/s did not answer"),
+    ],
+)
+def test_a_bad_database_is_a_sentence(
+    url: str, error: type[Exception], sentence: str, sweep_config: Callable[..., RunConfig]
+) -> None:
+    """A URL that is none, and a database that is away, are told without the password."""
+    with pytest.raises(error) as caught, open_study(sweep_config(storage=url)):
+        pass
+    assert sentence in str(caught.value)
+    assert "secret" not in str(caught.value)
