@@ -24,8 +24,8 @@ def evaluate_medgrpo(
 ) -> dict[str, Any]:
     """Let a model answer the held-out cases beside a second one, and judge it; returns the evaluation's summary.
 
-    A model is a registry address (models:/NAME/VERSION or models:/NAME@ALIAS), a directory or a Hugging Face id.
-    Nothing is registered.
+    A model is a registry address (models:/NAME/VERSION or models:/NAME@ALIAS), a directory (a model's or a run's) or a
+    Hugging Face id, trained on whatever domain: the cases are those of the profile. Nothing is registered.
 
     Args:
         config: every setting of the run, or the name of a profile.
