@@ -23,7 +23,8 @@ from medgrpo.prompts import gold_completion
 from medgrpo.records import Record
 from medgrpo.rewards import reward_functions, score_completion
 from medgrpo.rewards.agreement import read_conclusion
-from medgrpo.rewards.audit import ATTACKS, Target
+from medgrpo.rewards.attacks import Target
+from medgrpo.rewards.audit import attacks_on
 from medgrpo.rewards.grounding import read, read_source
 
 BATCH = 64
@@ -65,9 +66,10 @@ def completions(records: Sequence[Record]) -> Mapping[str, list[tuple[Record, st
         for i, record in enumerate(records)
     ]
     texts = {"gold": list(zip(records, golds, strict=True))}
-    for kind, attack in ATTACKS.items():
+    attacks = attacks_on(records[0])
+    for kind, attack in attacks.items():
         texts[kind] = [(target.record, text) for target in targets if (text := attack(target))]
-    mixed = [one for kind in ATTACKS for one in texts[kind]]
+    mixed = [one for kind in attacks for one in texts[kind]]
     Random(0).shuffle(mixed)
     return {kind: texts[kind] for kind in ("gold", *KINDS)} | {"all attacks": mixed[: 10 * len(records)]}
 

@@ -153,7 +153,7 @@ DEPLOYMENTS = (
         entrypoint="flows/train_medgrpo.py:train_medgrpo",
         work_pool="t4",
         profile="t4",
-        description="Train Gemma 3 1B on PubMedQA on a 16 GB T4, evaluate it and register the candidate.",
+        description="Train Gemma 3 1B on real abstracts on a 16 GB T4, evaluate it and register the candidate.",
         limit=T4_LIMIT,
     ),
     Deployment(
@@ -161,7 +161,7 @@ DEPLOYMENTS = (
         entrypoint="flows/train_medgrpo.py:train_medgrpo",
         work_pool="cpu",
         profile="cpu",
-        description="Train SmolLM2-135M on PubMedQA without a GPU, evaluate it and register the candidate.",
+        description="Train SmolLM2-135M on real abstracts without a GPU, evaluate it and register the candidate.",
         limit="medgrpo-cpu",
     ),
     Deployment(
@@ -181,6 +181,14 @@ DEPLOYMENTS = (
         description="The same without a GPU, when somebody starts it. For a time of its own declare its `schedules` in "
         "`deployments/__init__.py` and deploy again.",
         limit="medgrpo-cpu",
+    ),
+    Deployment(
+        name="sweep-medgrpo",
+        entrypoint="flows/sweep_medgrpo.py:sweep_medgrpo",
+        # It waits while its trials, runs of train-medgrpo, take their turns on the T4s.
+        work_pool="cpu",
+        profile="t4",
+        description="Try settings on all T4s, choose on dev, and let train-medgrpo judge the best one.",
     ),
     Deployment(
         name="evaluate-medgrpo",

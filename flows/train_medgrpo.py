@@ -14,7 +14,7 @@ from medgrpo.manifests import write_json
 from medgrpo.resources import Meter, report
 from medgrpo.stages import read_registration, registration_holds
 from tasks.running import name_lines, run_stage
-from tasks.stages import audit, evaluate, fetch_champion, prepare, register, train
+from tasks.stages import audit, evaluate, fetch_champion, fetch_start, prepare, register, train
 
 
 @flow(name="train-medgrpo")
@@ -30,11 +30,11 @@ def train_medgrpo(config: RunConfig | str = "demo", reason: str = "") -> dict[st
     meter = Meter()
     config, directory = runs.open_run_directory(resolve(config))
     name_lines(config.name)
-    data = run_stage(prepare, config)
+    start, data = fetch_start(config), run_stage(prepare, config)
     runs.show_result(directory, "data", data.manifest)
     audited = run_stage(audit, config, data.manifest)
     runs.show_result(directory, "audit", audited.manifest)
-    trained = run_stage(train, config, data.manifest)
+    trained = run_stage(train, config, data.manifest, start)
     runs.show_result(directory, "train", trained.manifest)
     champion = fetch_champion(config, data.manifest)
     evaluated = run_stage(evaluate, config, data.manifest, audited.manifest, trained.manifest, champion)

@@ -65,14 +65,18 @@ def evaluate(
 
 @app.command()
 def answer(
-    question: Annotated[str, typer.Option(help="A question that yes, no or maybe can answer.")],
+    question: Annotated[str, typer.Option(help="A question of the kind that the model was trained on.")],
     context: Annotated[list[str], typer.Option(help="The abstract, or a section of it; repeat the option for more.")],
     model: Annotated[Path, typer.Option(help="Directory of a trained model.")] = LATEST_MODEL,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Cap on the answer's length in tokens.")] = 256,
     samples: Annotated[int, typer.Option(help="Sampled answers behind the confidence; 0 gives none.")] = 5,
+    domain: Annotated[
+        str | None, typer.Option(help="Domain that the model was trained on; unset, one of abstracts.")
+    ] = None,
 ) -> None:
     """Ask a trained model one question about an abstract."""
     from medgrpo.policies import load_model
+    from medgrpo.records import DEFAULT_DOMAIN
     from medgrpo.serving import AnswerSettings
     from medgrpo.serving import answer as answer_rows
 
@@ -81,7 +85,7 @@ def answer(
             f"{model} is not a model directory (no config.json). Train one with `make demo`, or give one with --model."
         )
     weights, tokenizer = load_model(model)
-    settings = AnswerSettings(max_new_tokens, samples=samples)
+    settings = AnswerSettings(max_new_tokens, samples=samples, domain=domain or DEFAULT_DOMAIN)
     reply = answer_rows(weights, tokenizer, [{"question": question, "contexts": context}], settings)[0]
     typer.echo(f"thought: {reply['thought'] or '(none)'}\nanswer:  {reply['verdict'] or '(unreadable)'}")
     if reply["confidence"] is not None:
@@ -97,14 +101,14 @@ def score(
     predictions: Annotated[
         Path, typer.Argument(help="{PMID: verdict} as JSON, or rows with an id and a verdict as .jsonl or .csv.")
     ],
-    ground_truth: Annotated[Path, typer.Option(help="PubMedQA's test_ground_truth.json, or such a file of your own.")],
+    ground_truth: Annotated[Path, typer.Option(help="The official test_ground_truth.json, or one of your own.")],
     against: Annotated[Path | None, typer.Option(help="Other predictions of the same records to compare with.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Score predictions as PubMedQA's official scorer does, with intervals; compare two on the same records."""
     from medgrpo.config import EvaluationConfig
-    from medgrpo.domains.pubmedqa import read_json_object
     from medgrpo.evaluation.predictions import read_predictions, score_predictions
+    from medgrpo.jsonfiles import read_json_object
 
     files = {"against": against, "predictions": predictions} if against else {"predictions": predictions}
     read = {name: read_predictions(path) for name, path in files.items()}
@@ -277,7 +281,8 @@ def _show_audited(done: int, total: int) -> None:
 def _show_metrics(title: str, metrics: dict[str, Any]) -> None:
     typer.echo(f"\n{title}")
     for label, key in (("accuracy", "accuracy"), ("macro-F1", "macro_f1"), ("strict form", "strict_form")):
-        typer.echo(_interval(label, metrics[key]))
+        if key in metrics:
+            typer.echo(_interval(label, metrics[key]))
 
 
 def _show_verdicts(title: str, metrics: dict[str, Any]) -> None:
@@ -294,8 +299,9 @@ def _show_comparison(pair: dict[str, Any], name: str, other: str) -> None:
     """The difference of two sets of predictions, in points, and whether it can be told from chance."""
     typer.echo(f"\n{name} less {other}")
     for label, key in (("accuracy", "accuracy_difference"), ("macro-F1", "macro_f1_difference")):
-        low, value, high = (100 * pair[key][part] for part in ("low", "value", "high"))
-        typer.echo(f"  {label:<12} {value:+.1f} points  95 % {low:+.1f} to {high:+.1f}")
+        if key in pair:
+            low, value, high = (100 * pair[key][part] for part in ("low", "value", "high"))
+            typer.echo(f"  {label:<12} {value:+.1f} points  95 % {low:+.1f} to {high:+.1f}")
     typer.echo(
         f"  right in {pair['only_second']} that the other has wrong, wrong in {pair['only_first']} that it has right; "
         f"exact McNemar p = {pair['p_value']:.3g}"

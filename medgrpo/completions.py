@@ -1,17 +1,18 @@
-"""Read a completion: `<thought>…</thought><answer>yes|no|maybe</answer>`.
+"""Read a completion: `<thought>…</thought><answer>…</answer>`, the answer in the form of its domain.
 
 One parser serves the rewards, the evaluation, the report and the served model, so that no two of them can disagree
 about what the model said.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-VERDICTS = ("yes", "no", "maybe")
+Verdict = Literal["yes", "no", "maybe"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
-_STRICT = re.compile(
-    r"\s*<thought>(?P<thought>.*)</thought>\s*<answer>\s*(?P<answer>yes|no|maybe)\s*</answer>\s*", re.S
-)
+_STRICT = re.compile(r"\s*<thought>(?P<thought>.*)</thought>\s*<answer>(?P<answer>[^<]*)</answer>\s*", re.S)
 _TAG = re.compile(r"</?(?:thought|answer)>", re.I)
 _ANSWER = re.compile(r"<answer>(?P<body>.*?)(?=</answer>|<answer>|\Z)", re.S | re.I)
 _THOUGHT = re.compile(r"<thought>(?P<body>.*?)(?=</thought>|<answer>|\Z)", re.S | re.I)
@@ -23,19 +24,49 @@ _STATED = re.compile(
 
 
 @dataclass(frozen=True)
+class AnswerForm:
+    """How the answers of a domain are written and read.
+
+    Attributes:
+        strict: text between the answer tags -> the answer, where it is in strict form; else None.
+        lenient: the same text, or a whole text without tags -> the answer that opens it; None where there is none.
+        stated: thought -> the answer that it gives in so many words, the last of several; None where it gives none.
+        labels: all answers that there are, in their order; () where answers are open, as numbers are.
+        kind: what one answer is called.
+    """
+
+    strict: Callable[[str], str | None]
+    lenient: Callable[[str], str | None]
+    stated: Callable[[str], str | None]
+    labels: tuple[str, ...]
+    kind: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What records are balanced and counted by: the labels, or where answers are open their kind alone."""
+        return self.labels or (self.kind,)
+
+    def class_of(self, answer: str) -> str:
+        """The class of an answer."""
+        return answer if self.labels else self.kind
+
+
+@dataclass(frozen=True)
 class Completion:
     """What a completion says.
 
     Attributes:
         thought: text of the first thought block, stripped; "" where there is none.
-        verdict: "yes", "no" or "maybe" by the lenient reading; None where no answer, or contradicting answers, stand.
-        well_formed: True only for the strict form: one non-empty thought, then one answer that is exactly a verdict
-            in lower case, no other text or tags.
+        verdict: the answer (as "yes") by the lenient reading; None where none, or contradicting ones, stand.
+        well_formed: True only for the strict form: one non-empty thought, then one answer exactly as its form asks (a
+            verdict in lower case), no other text or tags.
+        form: how its answer was read.
     """
 
     thought: str
     verdict: str | None
     well_formed: bool
+    form: AnswerForm = field(default_factory=lambda: VERDICT_FORM, repr=False, compare=False)
 
     @property
     def contradicts_itself(self) -> bool:
@@ -44,7 +75,7 @@ class Completion:
         >>> parse_completion("<thought>So the answer is no.</thought><answer>yes</answer>").contradicts_itself
         True
         """
-        return stated_verdict(self.thought) not in (None, self.verdict)
+        return self.form.stated(self.thought) not in (None, self.verdict)
 
 
 def stated_verdict(thought: str) -> str | None:
@@ -57,7 +88,23 @@ def stated_verdict(thought: str) -> str | None:
     return stated[-1].casefold() if stated else None
 
 
-def parse_completion(text: str) -> Completion:
+def _opening_word(text: str) -> str | None:
+    """The verdict that opens a text."""
+    match = _WORD.match(text)
+    # casefold, not lower: case-insensitive matching also takes the long s of "yeſ".
+    return match[1].casefold() if match else None
+
+
+VERDICT_FORM: AnswerForm = AnswerForm(
+    strict=lambda text: text if text in VERDICTS else None,
+    lenient=_opening_word,
+    stated=stated_verdict,
+    labels=VERDICTS,
+    kind="verdict",
+)
+
+
+def parse_completion(text: str, form: AnswerForm = VERDICT_FORM) -> Completion:
     """Parse one completion; any string is accepted.
 
     >>> parse_completion("<thought>Mortality fell.</thought><answer>yes</answer>")
@@ -69,19 +116,20 @@ def parse_completion(text: str) -> Completion:
     """
     strict = _STRICT.fullmatch(text)
     if strict and strict["thought"].strip() and not _TAG.search(strict["thought"]):
-        return Completion(strict["thought"].strip(), strict["answer"], True)
+        answer = form.strict(strict["answer"].strip())
+        if answer is not None:
+            return Completion(strict["thought"].strip(), answer, True, form)
     thought = _THOUGHT.search(text)
-    return Completion(thought["body"].strip() if thought else "", _lenient_verdict(text), False)
+    return Completion(thought["body"].strip() if thought else "", _lenient_answer(text, form), False, form)
 
 
-def _lenient_verdict(text: str) -> str | None:
-    """The word that opens each answer block (or the whole text, where it holds no tags); None if they disagree."""
+def _lenient_answer(text: str, form: AnswerForm) -> str | None:
+    """The answer that opens each answer block (or the whole text, where it holds no tags); None if they disagree."""
     bodies = [match["body"] for match in _ANSWER.finditer(text)]
     if not bodies and not _TAG.search(text):
         bodies = [text]
-    # casefold, not lower: case-insensitive matching also takes the long s of "yeſ".
-    words = {match[1].casefold() for body in bodies if (match := _WORD.match(body))}
-    return words.pop() if len(words) == 1 else None
+    answers = {answer for body in bodies if (answer := form.lenient(body)) is not None}
+    return answers.pop() if len(answers) == 1 else None
 
 
 def render_completion(thought: str, verdict: str) -> str:

@@ -21,8 +21,10 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from medgrpo.errors import InputError
 
@@ -36,19 +38,27 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+def _list_domains(schema: dict[str, Any]) -> None:
+    """Offer the domains where a form is made of the settings, as Prefect's is."""
+    from medgrpo.domains import names
+
+    schema["enum"] = names()
+
+
 class DataConfig(Settings):
     """Which records, and how they are split."""
 
-    domain: Literal["synthetic", "pubmedqa"] = "synthetic"
-    """Where records come from; `synthetic` is generated and embedded, `pubmedqa` the expert-labelled PQA-L."""
+    domain: str = Field(default="synthetic", json_schema_extra=_list_domains)
+    """Where records come from: a file of `medgrpo.domains`. `synthetic` is generated and embedded, `pubmedqa` the
+    expert-labelled PQA-L."""
     path: Path | None = None
-    """pubmedqa only: path to `ori_pqal.json`; unset, the records come from the Hugging Face Hub."""
+    """Where the domain's records lie, for pubmedqa `ori_pqal.json`; unset, they come from the Hugging Face Hub."""
     ground_truth: Path | None = None
     """pubmedqa only: path to `test_ground_truth.json`; unset, the file beside `path` if there is one."""
-    hub_id: str = "qiaojin/PubMedQA"
-    """pubmedqa only: dataset on the Hub, used when `path` is unset."""
+    hub_id: str | None = None
+    """Dataset on the Hub, used when `path` is unset; unset too, the domain's own."""
     hub_revision: str = "main"
-    """pubmedqa only: revision of that dataset; name a commit to pin it."""
+    """Revision of that dataset; name a commit to pin it."""
     fold: int = Field(default=0, ge=0, le=9)
     """Which of the 10 folds of the training pool is held out as dev."""
     split_seed: int = 20
@@ -62,6 +72,16 @@ class DataConfig(Settings):
     synthetic_seed: int = 7
     """synthetic only: seed of the generator."""
 
+    @field_validator("domain")
+    @classmethod
+    def _is_known(cls, domain: str) -> str:
+        from medgrpo.domains import names
+
+        if domain not in names():
+            *others, last = map(repr, names())
+            raise PydanticCustomError("no_domain", f"Input should be {', '.join(others)} or {last}")
+        return domain
+
 
 class PolicyConfig(Settings):
     """The model that is trained, and its adapter."""
@@ -70,6 +90,10 @@ class PolicyConfig(Settings):
     """The embedded model's name, a Hugging Face id, or a local directory."""
     revision: str | None = None
     """Revision of a Hugging Face id; name a commit to pin it."""
+    start_from: str | None = None
+    """Adapter of the same base that warm-up, where enabled, and GRPO go on from: `models:/NAME@ALIAS`,
+    `models:/NAME/VERSION`, a run (`runs/NAME`), or a directory with a LoRA adapter, of whatever domain; unset, a fresh
+    one. It is looked up once, before anything is trained."""
     backend: Literal["auto", "transformers", "unsloth"] = "transformers"
     """What loads and trains the model: `transformers` runs anywhere, `unsloth` where its package is installed. `auto`
     takes unsloth where there is a CUDA device too; the log says which it took, and why."""
@@ -109,7 +133,8 @@ class WarmupConfig(Settings):
     balance: float = Field(default=0.5, ge=0, le=1)
     """How far the verdicts are balanced by repetition: 0 keeps the natural shares, 1 makes them equal."""
     verdict_weight: float = Field(default=1.0, ge=1)
-    """Factor on the verdict token's loss: one token in a hundred decides whether the answer is right."""
+    """Factor on the verdict token's loss: one token in a hundred decides whether the answer is right. Open answers, as
+    numbers, are no tokens of their own, and need 1."""
     save_steps: PositiveInt = 20
     """Steps between checkpoints."""
 
@@ -340,10 +365,109 @@ class RetrainConfig(Settings):
     """What retrain-medgrpo looks at, beside new data, for a reason to train."""
 
     fresh: Path | None = None
-    """pubmedqa only: file of labelled records in the form of `ori_pqal.json` that came after those of the data. The
+    """File of labelled records in the domain's form (`ori_pqal.json`) that came after those of the data. The
     champion answers them, and training starts where its accuracy has surely fallen below what its evaluation found."""
     fresh_cases: PositiveInt = 50
     """Fresh records that it takes to conclude anything: fewer know an accuracy no better than to ±14 points."""
+
+
+class Range(Settings):
+    """Values of a number between two bounds, both included."""
+
+    low: float
+    """Smallest value."""
+    high: float
+    """Largest value."""
+    log: bool = False
+    """Whether values are drawn by their order of magnitude; `low` must be above 0, and there is no `step` then."""
+    step: float | None = None
+    """Distance between values; unset, whole numbers lie 1 apart and others as near as they like."""
+
+    @model_validator(mode="after")
+    def _holds_a_value(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low is {self.low:g} and high {self.high:g}; swap them")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError(f"with log = true low ({self.low:g}) must be above 0, and step unset")
+        if self.step is not None and self.step <= 0:
+            raise ValueError(f"step is {self.step:g}, but must be above 0")
+        return self
+
+
+class SweepConfig(Settings):
+    """What sweep-medgrpo tries: trials of this profile that differ in a few settings. An ordinary run ignores it.
+
+    A sweep is found again by the run's `name`; unset, that is the profile with a digest of all that its trials depend
+    on, so that other settings are another sweep.
+    """
+
+    space: dict[str, Range | tuple[bool | int | float | str, ...]] | None = None
+    """Setting of `policy`, `warmup`, `grpo` or `rewards` -> what it may be: a range {low, high, log, step} or a list of
+    choices; in a profile `[sweep.space]` with lines such as `grpo.beta = [0, 0.04]`."""
+    trials: PositiveInt = 20
+    """Trials in all, failed and pruned ones included."""
+    parallel: PositiveInt = 1
+    """Trials under way at the same time, where `deployment` spreads them over workers."""
+    deployment: str = ""
+    """Deployment, as FLOW/NAME, that each trial is a run of; empty, or without a Prefect server, trials run one after
+    another in the sweep's own process."""
+    storage: str | None = None
+    """Database URL of the study; unset, MEDGRPO_SWEEP_STORAGE, else SQLite in the runs directory."""
+    seed: int = 5
+    """Seed of what is tried; with the number of a trial it decides the trial's own draw."""
+    cases: PositiveInt | Literal["all"] = "all"
+    """Cases of the dev split that trials are judged on; the test split is left alone until one is chosen."""
+    prune_alarms: bool = True
+    """Whether an alarm of the watch ends a trial, whatever `watch.action` says of the chosen one."""
+    prune_after: PositiveInt = 4
+    """Completed trials that it takes before a trial is held against their median; more than `trials` is never."""
+    prune_from: float = Field(default=0.3, ge=0, lt=1)
+    """Share of the GRPO steps that a trial has before it is held against the median."""
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _by_dotted_names(cls, value: Any) -> Any:
+        """Settings by their dotted names: TOML, and `--set`, nest them by section."""
+        return _flat_space(value) if isinstance(value, Mapping) else value
+
+
+class TrialConfig(Settings):
+    """Which trial of a sweep a run is."""
+
+    study: str
+    """The sweep's study."""
+    number: NonNegativeInt
+    """Number of the trial in it."""
+    parent: str
+    """MLflow run of the sweep, under which the trial's own is nested."""
+    bar: dict[int, float] = {}
+    """GRPO step -> mean correctness grade of all steps so far, below which the trial is pruned there."""
+
+
+def _flat_space(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and not value.keys() & Range.model_fields.keys():
+            flat |= _flat_space(value, f"{name}.")
+        elif isinstance(value, Mapping):
+            flat[name] = _range(name, value)
+        elif isinstance(value, Range) or (isinstance(value, list | tuple) and value):
+            flat[name] = value
+        else:
+            raise ValueError(f"{name} is {value!r}; expected a range {{low, high}} or a list of choices")
+    return flat
+
+
+def _range(name: str, values: Mapping[str, Any]) -> Range:
+    if unknown := values.keys() - Range.model_fields.keys():
+        raise ValueError(
+            f"{name} has {', '.join(sorted(unknown))}; a range has low, high and, if need be, log and step"
+        )
+    try:
+        return Range.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"{name}: {_explain(error.errors()[0])}".rstrip(".")) from error
 
 
 class TrackingConfig(Settings):
@@ -354,7 +478,7 @@ class TrackingConfig(Settings):
     experiment: str = "medgrpo"
     """MLflow experiment."""
     model_name: str = "medgrpo"
-    """Registered model; synthetic runs get the suffix `-synthetic`."""
+    """Registered model; runs of another domain than pubmedqa get a suffix, synthetic ones `-synthetic`."""
     alias: str = "candidate"
     """Alias moved to a newly registered version that passes the gate."""
     price_per_hour: NonNegativeFloat | None = None
@@ -392,7 +516,23 @@ class RunConfig(Settings):
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
     retrain: RetrainConfig = RetrainConfig()
+    sweep: SweepConfig = SweepConfig()
+    trial: TrialConfig | None = None
+    """Set by sweep-medgrpo for its trials: such a run is evaluated and kept, but no model version comes of it."""
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _verdicts_can_weigh_more(self) -> Self:
+        """Found here rather than when the warm-up starts, behind preparation and audit."""
+        if self.warmup.enabled and self.warmup.verdict_weight != 1:
+            from medgrpo.domains import get
+
+            if not get(self.data.domain).form.labels:
+                raise ValueError(
+                    f"warmup.verdict_weight is {self.warmup.verdict_weight:g}, but the answers of data.domain "
+                    f"{self.data.domain!r} are open, so no token is a verdict; set it to 1"
+                )
+        return self
 
     @model_validator(mode="after")
     def _steps_can_be_cut(self) -> Self:
@@ -461,7 +601,7 @@ def _profile_path(profile: str) -> Path:
         return path
     if profile.endswith(".toml"):
         raise InputError(f"{profile}: no such profile file. Shipped profiles: {', '.join(profile_names())}.")
-    raise InputError(f"unknown profile {profile!r}{_nearest(profile, profile_names())}")
+    raise InputError(f"unknown profile {profile!r}{nearest(profile, profile_names())}")
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -485,7 +625,7 @@ def _explain(problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
     name = ".".join(location[:2])  # Deeper parts only name the branch of a union.
     if problem["type"] == "extra_forbidden":
-        return f"unknown setting {name!r}{_nearest(location[-1], _settings_at(location[:-1]))}"
+        return f"unknown setting {name!r}{nearest(location[-1], _settings_at(location[:-1]))}"
     if problem["type"] == "value_error":
         return f"{name + ': ' if name else ''}{problem['ctx']['error']}."
     return f"setting {name!r} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
@@ -498,7 +638,8 @@ def _settings_at(location: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _nearest(name: str, choices: list[str]) -> str:
+def nearest(name: str, choices: list[str]) -> str:
+    """The end of a sentence about an unknown name: which known ones are near it, and which there are."""
     near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(repr(choice) for choice in near)}?" if near else "."
     return f"{hint} Known: {', '.join(choices)}."

@@ -17,6 +17,10 @@ class TrainingAlarm(MedgrpoError):
     """Training produced something that makes going on pointless (NaN loss, empty completions). Not retried."""
 
 
+class TrialPruned(TrainingAlarm):
+    """A sweep's trial is plainly behind the others, so that its training was ended early. Not retried."""
+
+
 class TrainingCrashed(MedgrpoError):
     """The training process ended without finishing (killed, out of memory, time limit). A retry resumes it."""
 

@@ -9,16 +9,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medgrpo.config import RunConfig, parse_config, resolve_mlflow_uri
 from medgrpo.errors import InputError, MedgrpoError, ServiceUnreachable
 from medgrpo.manifests import describe, friendly_disk_errors, write_json, write_text
 from medgrpo.prompts import render_prompt
 from medgrpo.provenance import git_commit
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 TOLERANCE = 1e-3
 """Largest difference of a logit between merged model and adapter."""
@@ -109,13 +106,13 @@ def _registered(uri: str, scratch: Path, config: RunConfig) -> _Found:
     from medgrpo.registry.card import CARD_FILE
     from medgrpo.registry.connection import plain_errors
     from medgrpo.registry.evidence import ADAPTER, CONFIG_FILE
-    from medgrpo.registry.runs import read_json
+    from medgrpo.registry.runs import read_json, run_artifact
 
     version = registry.find_version(config, uri)
     model = registry.download(config, version.name, str(version.version), scratch / "model")
     client = registry.connect(config)
     with plain_errors(resolve_mlflow_uri(config)):
-        kept = {name: _kept(client, version.run_id, name, scratch) for name in (CARD_FILE, ADAPTER, CONFIG_FILE)}
+        kept = {name: run_artifact(client, version.run_id, name, scratch) for name in (CARD_FILE, ADAPTER, CONFIG_FILE)}
         described = client.get_model_version(version.name, str(version.version)).description
     card, settings = kept[CARD_FILE], kept[CONFIG_FILE]
     return _Found(
@@ -126,13 +123,6 @@ def _registered(uri: str, scratch: Path, config: RunConfig) -> _Found:
         data=None,
         card=card.read_text(encoding="utf-8") if card else described or "",
     )
-
-
-def _kept(client: "MlflowClient", run_id: str, name: str, scratch: Path) -> Path | None:
-    """An artifact of a run, downloaded; None where the run has no such one."""
-    if name not in {artifact.path for artifact in client.list_artifacts(run_id)}:
-        return None
-    return Path(client.download_artifacts(run_id, name, str(scratch)))
 
 
 def _trained(run: Path) -> _Found:
@@ -161,7 +151,7 @@ def _trained(run: Path) -> _Found:
         git_commit=read_json(summary).get("git_commit") if summary.is_file() else None,
     )
     metrics = read_json(evaluation / "metrics.json") if (evaluation / "metrics.json").is_file() else {}
-    name = registered_name(config, described["synthetic"])
+    name = registered_name(config, described["domain"])
     card = hub_card(Evidence(candidate, name, metrics, "", 0.0, described))
     adapter = candidate.adapter_dir if candidate.adapter_dir.is_dir() else None
     return _Found(f"run {run.resolve().name}", candidate.model_dir, config, adapter, data, card)

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from medgrpo.config import RunConfig
+from medgrpo import domains
+from medgrpo.completions import AnswerForm
+from medgrpo.config import RewardConfig, RunConfig
 from medgrpo.domains import load_corpus
 from medgrpo.errors import InputError
 from medgrpo.manifests import friendly_disk_errors, write_json
@@ -17,6 +19,12 @@ from medgrpo.records import Corpus, Dropped, Record, SplitName, digest, leaks, v
 SUMMARY = "data.json"
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 TRAINING_SPLITS: tuple[SplitName, ...] = ("train", "dev")
+
+PAYMENTS = frozenset(
+    {"mode", "correctness", "agreement", "grounding", "structure"}
+    | {name for name in RewardConfig.model_fields if name.startswith("cost_")}
+)
+"""Rewards that say what a grade is worth, and not what earns it."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +43,7 @@ def prepare(config: RunConfig, directory: Path) -> dict[str, Any]:
     Raises:
         InputError: unusable input, or a leak.
     """
-    corpus = load_corpus(config.data)
+    corpus, form = load_corpus(config.data), domains.get(config.data.domain).form
     tokenizer = load_tokenizer(resolve_base(config.policy), config.policy.revision)
     limit = config.data.max_length - config.grpo.max_completion_length
     if limit <= 0:
@@ -44,7 +52,7 @@ def prepare(config: RunConfig, directory: Path) -> dict[str, Any]:
             f"data.max_length ({config.data.max_length}). Lower the first or raise the second."
         )
     lengths = {i: _prompt_tokens(record, tokenizer) for i, record in corpus.records.items()}
-    corpus, dropped = _drop_long(corpus, lengths, limit)
+    corpus, dropped = _drop_long(corpus, lengths, limit, form)
     pool = corpus.split("train") + corpus.split("dev")
     check_leaks({record.id: prompt_text(render_prompt(record)) for record in pool}, pool, corpus.splits["test"])
     golds, cap = _gold_tokens(corpus, tokenizer, config), config.grpo.max_completion_length
@@ -53,13 +61,21 @@ def prepare(config: RunConfig, directory: Path) -> dict[str, Any]:
         # The warm-up would teach answers that generation cuts off before their verdict.
         logger.warning("%d gold completions are longer than grpo.max_completion_length, e.g. %s", len(cut), cut[0])
     longest = max(lengths[i] + max(cap, length) for i, length in golds.items())
-    summary = _summary(corpus, dropped, lengths) | {"max_training_tokens": longest, "gold_longer_than_cap": cut}
+    summary = _summary(corpus, dropped, lengths, form) | {"max_training_tokens": longest, "gold_longer_than_cap": cut}
     with friendly_disk_errors(directory), _no_progress_bars():
         for split in SPLITS:
             _save(corpus.split(split), directory / split, with_gold=split != "test", config=config)
         write_json(directory / SUMMARY, summary)
     logger.info("%s: %s; %d dropped", corpus.name, summary["counts"], len(dropped))
     return summary
+
+
+def gold_rewards(rewards: RewardConfig) -> RewardConfig:
+    """The rewards that gold completions are written for, whatever is paid for them: payments are the default ones.
+
+    So trainings that differ in payments share their data.
+    """
+    return RewardConfig.model_validate(rewards.model_dump(exclude=set(PAYMENTS)))
 
 
 def load_records(directory: Path, split: str) -> list[Record]:
@@ -115,11 +131,13 @@ def _prompt_tokens(record: Record, tokenizer: Any) -> int:
 
 def _gold_tokens(corpus: Corpus, tokenizer: Any, config: RunConfig) -> dict[str, int]:
     """Length of each training record's gold completion, its end of turn included."""
-    golds = {record.id: gold_completion(record, config.rewards) for record in corpus.split("train")}
+    golds = {record.id: gold_completion(record, gold_rewards(config.rewards)) for record in corpus.split("train")}
     return {i: len(tokenizer(gold, add_special_tokens=False)["input_ids"]) + 1 for i, gold in golds.items()}
 
 
-def _drop_long(corpus: Corpus, lengths: Mapping[str, int], limit: int) -> tuple[Corpus, list[Dropped]]:
+def _drop_long(
+    corpus: Corpus, lengths: Mapping[str, int], limit: int, form: AnswerForm
+) -> tuple[Corpus, list[Dropped]]:
     dropped = [
         Dropped(id=i, split=split, reason=f"prompt of {lengths[i]} tokens; at most {limit} leave room for a completion")
         for split in TRAINING_SPLITS
@@ -131,21 +149,23 @@ def _drop_long(corpus: Corpus, lengths: Mapping[str, int], limit: int) -> tuple[
     if not splits["train"]:
         raise InputError(f"{corpus.name}: every train prompt is longer than {limit} tokens. Raise data.max_length.")
     kept = corpus.model_copy(update={"splits": splits})
-    lost = [verdict for verdict, count in verdict_counts(kept.split("train")).items() if not count]
+    lost = [verdict for verdict, count in verdict_counts(kept.split("train"), form).items() if not count]
     if lost:
         raise InputError(
-            f"{corpus.name}: every train prompt with the verdict {' or '.join(lost)} is longer than {limit} tokens, so "
-            "the model could never learn it. Raise data.max_length."
+            f"{corpus.name}: every train prompt with the {form.kind} {' or '.join(lost)} is longer than {limit} "
+            "tokens, so the model could never learn it. Raise data.max_length."
         )
     return kept, dropped
 
 
-def _summary(corpus: Corpus, dropped: Sequence[Dropped], lengths: Mapping[str, int]) -> dict[str, Any]:
+def _summary(
+    corpus: Corpus, dropped: Sequence[Dropped], lengths: Mapping[str, int], form: AnswerForm
+) -> dict[str, Any]:
     return {
         "domain": corpus.name,
         "synthetic": corpus.synthetic,
         "digests": {split: digest(corpus.split(split)) for split in SPLITS},
-        "counts": {split: verdict_counts(corpus.split(split)) for split in SPLITS},
+        "counts": {split: verdict_counts(corpus.split(split), form) for split in SPLITS},
         "dropped": [record.model_dump() for record in dropped],
         "max_prompt_tokens": max(lengths.values()),
     }
@@ -158,7 +178,7 @@ def _save(records: Sequence[Record], directory: Path, with_gold: bool, config: R
         {
             "record_id": record.id,
             "prompt": render_prompt(record),
-            "completion": gold_completion(record, config.rewards) if with_gold else "",
+            "completion": gold_completion(record, gold_rewards(config.rewards)) if with_gold else "",
             "verdict": record.verdict,
             "record": record.model_dump_json(),
         }

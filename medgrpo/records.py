@@ -7,21 +7,25 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
+
+from medgrpo.completions import VERDICT_FORM, AnswerForm
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 SplitName = Literal["train", "dev", "test"]
-Verdict = Literal["yes", "no", "maybe"]
 
 # A conclusion of fewer words ("No effect.") stands in many an abstract by chance.
 SHORTEST_PASSAGE = 5
+DEFAULT_DOMAIN = "synthetic"
+"""Domain of records and questions that name none."""
 
 
 class Record(BaseModel):
     """One question with the abstract that answers it.
 
     `contexts` are the abstract's sections without its conclusion; `long_answer` is that conclusion. It may build gold
-    completions and references for rewards, and must never stand in a prompt.
+    completions and references for rewards, and must never stand in a prompt. `verdict` is the expert's answer as its
+    `domain` writes it, which also reads and pays the answers of models.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,10 +33,22 @@ class Record(BaseModel):
     id: Text
     question: Text
     contexts: Annotated[tuple[Text, ...], Field(min_length=1)]
-    verdict: Verdict
+    domain: str = DEFAULT_DOMAIN
+    verdict: Text
     long_answer: Text
     year: int | None = None
     synthetic: bool = False
+
+    @field_validator("verdict")
+    @classmethod
+    def _is_an_answer(cls, verdict: str, info: ValidationInfo) -> str:
+        """No completion could be right about an answer that its domain does not write so."""
+        from medgrpo.domains import get
+
+        form = get(info.data.get("domain", DEFAULT_DOMAIN)).form
+        if form.strict(verdict) != verdict:
+            raise ValueError(f"{verdict!r} is no {form.kind} of this domain")
+        return verdict
 
 
 class Dropped(BaseModel):
@@ -68,35 +84,39 @@ class Corpus(BaseModel):
 def digest(records: Iterable[Record]) -> str:
     """sha256 (hex) over the records' content, independent of their order.
 
-    The year is left out: the Hub's copy of PubMedQA lacks it, and is the same data.
+    The year is left out: the Hub's copy of PubMedQA lacks it, and is the same data. So is the domain, which says who
+    reads the answers.
     """
-    contents = (record.model_dump(exclude={"year"}) for record in records)
+    contents = (record.model_dump(exclude={"year", "domain"}) for record in records)
     lines = sorted(json.dumps(content, sort_keys=True, ensure_ascii=False) for content in contents)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def verdict_counts(records: Iterable[Record]) -> dict[str, int]:
-    """How often each verdict occurs, in the order yes, no, maybe."""
-    counts = Counter(record.verdict for record in records)
-    return {verdict: counts.get(verdict, 0) for verdict in ("yes", "no", "maybe")}
+def verdict_counts(records: Iterable[Record], form: AnswerForm = VERDICT_FORM) -> dict[str, int]:
+    """How often each class of answers occurs, in the form's order: yes, no, maybe; open answers are one class."""
+    counts = Counter(form.class_of(record.verdict) for record in records)
+    return {verdict: counts.get(verdict, 0) for verdict in form.classes}
 
 
-def split_pool(pool: Sequence[Record], fold: int, seed: int, folds: int = 10) -> tuple[list[str], list[str]]:
-    """Cut a pool into train and dev ids, each verdict dealt evenly over the folds.
+def split_pool(
+    pool: Sequence[Record], fold: int, seed: int, folds: int = 10, form: AnswerForm = VERDICT_FORM
+) -> tuple[list[str], list[str]]:
+    """Cut a pool into train and dev ids, each class of answers dealt evenly over the folds.
 
     Args:
         pool: the records of the pool.
         fold: which fold becomes dev, from 0.
         seed: seed of the shuffle before dealing.
         folds: number of folds.
+        form: the classes of their answers.
 
     Returns:
         Train ids and dev ids, in the pool's order.
     """
     generator = random.Random(seed)
     dev: set[str] = set()
-    for verdict in ("yes", "no", "maybe"):
-        ids = sorted(record.id for record in pool if record.verdict == verdict)
+    for verdict in form.classes:
+        ids = sorted(record.id for record in pool if form.class_of(record.verdict) == verdict)
         generator.shuffle(ids)
         dev.update(ids[fold::folds])
     ordered = [record.id for record in pool]

@@ -116,8 +116,8 @@ def find_reason(config: RunConfig, data: Path, measure: "Callable[[Registration]
     # What is wrong with the file is said at once, and not in the week when it is needed.
     read_fresh_file(config)
     prepared = json.loads((data / SUMMARY).read_text())
-    name, digest = registered_name(config, prepared["synthetic"]), data_digest(prepared)
-    this_data, known = f"this data (digest {digest[:12]})", trained_on(config, prepared["synthetic"], digest)
+    name, digest = registered_name(config, prepared["domain"]), data_digest(prepared)
+    this_data, known = f"this data (digest {digest[:12]})", trained_on(config, prepared["domain"], digest)
     if not known:
         sentence = f"No version of {name} was trained on {this_data}: it is new, or was changed."
         return Decision(outcome="new-data", sentence=sentence)
@@ -132,15 +132,15 @@ def find_reason(config: RunConfig, data: Path, measure: "Callable[[Registration]
     if not config.retrain.fresh:
         sentence = f"{trained}, and no fresh labelled records are named (retrain.fresh)."
         return Decision(outcome="no-reason", sentence=sentence)
-    found = _ask_champion(config, prepared["synthetic"], measure)
+    found = _ask_champion(config, prepared["domain"], measure)
     return found.model_copy(update={"sentence": f"{trained}. {found.sentence}"})
 
 
-def _ask_champion(config: RunConfig, synthetic: bool, measure: "Callable[[Registration], Measured]") -> Decision:
+def _ask_champion(config: RunConfig, domain: str, measure: "Callable[[Registration], Measured]") -> Decision:
     """What fresh records say about the champion."""
     from medgrpo.registry import find_champion, review
 
-    champion = find_champion(config, synthetic)
+    champion = find_champion(config, domain)
     if champion is None:
         sentence = "Fresh records say nothing as long as no version is the champion: approve one with medgrpo review."
         return Decision(outcome="no-reason", sentence=sentence)
@@ -216,7 +216,7 @@ def read_fresh_file(config: RunConfig) -> list[Record]:
     try:
         return read_labelled(config.data, path) if path else []
     except InputError as error:
-        raise InputError(f"retrain.fresh (fresh labelled records, in the form of ori_pqal.json): {error}") from error
+        raise InputError(f"retrain.fresh (fresh labelled records, in the form of the data): {error}") from error
 
 
 def find_fresh(config: RunConfig, data: Path) -> Fresh:

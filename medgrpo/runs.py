@@ -30,10 +30,7 @@ def open_run_directory(config: RunConfig, prefix: str = "") -> tuple[RunConfig, 
         InputError: the name is not a plain directory name, or the disk is full or not writable.
     """
     name = config.name or f"{prefix}{config.profile}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    if Path(name).name != name or name.startswith(".") or name == LATEST:
-        raise InputError(
-            f"name {name!r}: expected a plain directory name, other than 'latest' and not starting with '.'."
-        )
+    check_name(name)
     config = config.model_copy(update={"name": name})
     directory = config.runs_dir.absolute() / name
     with friendly_disk_errors(directory):
@@ -42,6 +39,18 @@ def open_run_directory(config: RunConfig, prefix: str = "") -> tuple[RunConfig, 
         write_json(directory / CONFIG_FILE, config.model_dump(mode="json"))
         hold(directory / CONFIG_FILE)
     return config, directory
+
+
+def check_name(name: str) -> None:
+    """Whether a run can have this name.
+
+    Raises:
+        InputError: it is not a plain directory name.
+    """
+    if Path(name).name != name or name.startswith(".") or name == LATEST:
+        raise InputError(
+            f"name {name!r}: expected a plain directory name, other than 'latest' and not starting with '.'."
+        )
 
 
 def link(path: Path, target: Path) -> None:
@@ -79,6 +88,7 @@ def summarize(
         **summarize_evaluation(config, stages, evaluated, flow_run),
         "mlflow_run_id": registration["run_id"],
         "model": {key: registration[key] for key in ("name", "version", "aliases", "digest")},
+        "started_from": training.get("started_from"),
         "flags": training["flags"],
     }
 
@@ -117,16 +127,21 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
     models = summary["models"]
     lines = [f"| | {' | '.join(models)} |", f"|---|{'---|' * len(models)}"]
     for label, key in MAIN_METRICS.items():
-        lines.append(f"| {label} | {' | '.join(_percent(summary[model][key]) for model in models)} |")
+        if all(key in summary[model] for model in models):
+            lines.append(f"| {label} | {' | '.join(_percent(summary[model][key]) for model in models)} |")
     kind = "synthetic" if summary["synthetic"] else summary["domain"]
     count = summary[models[-1]]["accuracy"]["n"]
     notes = [f"{count} held-out {kind} cases; 95 % intervals in brackets. Not medical advice."]
     notes += [pair_sentence(pair) for pair in summary["comparison"]]
     reasons = "\n".join(f"- {reason}" for reason in summary["gate"]["reasons"])
     notes.append(f"**Gate: {summary['gate']['outcome']}.**\n\n{reasons}")
-    if model := summary.get("model"):
+    if (model := summary.get("model")) and model["version"] is None:
+        notes.append("A trial of a sweep: no version is registered.")
+    elif model:
         alias = ", ".join(model["aliases"]) or "no alias"
         notes.append(f"Registered as {model['name']} version {model['version']} ({alias}).")
+    if start := summary.get("started_from"):
+        notes.append(f"Its training went on from the adapter of {start['source']} (sha256 {start['digest'][:12]}).")
     for kind, used in summary.get("resources", {}).items():
         notes.append(f"{RESOURCES[kind]} {sentence(used)}.")
     notes += [f"**Flag:** {flag}" for flag in summary.get("flags", [])]

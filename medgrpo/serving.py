@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from medgrpo import domains
 from medgrpo.completions import parse_completion
 from medgrpo.errors import InputError
 from medgrpo.prompts import render_question
-from medgrpo.rewards.grounding import evidence
+from medgrpo.records import DEFAULT_DOMAIN
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -38,6 +39,7 @@ class AnswerSettings:
         samples: sampled answers to each question that its confidence is taken from; 0 gives no confidence.
         temperature: their temperature.
         seed: seed they are drawn with, so that a request gets the same reply each time.
+        domain: how questions are asked and answers are read.
     """
 
     max_new_tokens: int
@@ -45,6 +47,7 @@ class AnswerSettings:
     samples: int = 0
     temperature: float = 0.7
     seed: int = 3
+    domain: str = DEFAULT_DOMAIN
 
 
 INPUT_EXAMPLE: list[dict[str, Any]] = [
@@ -80,13 +83,13 @@ def answer(
     from medgrpo.evaluation.generate import sample
     from medgrpo.prefix.generation import Sampling
 
-    prompts = [render_question(question, sections) for question, sections in asked]
+    prompts = [render_question(question, sections, settings.domain) for question, sections in asked]
     _check_lengths(model, tokenizer, prompts, settings.max_new_tokens)
     sampling = Sampling(settings.max_new_tokens, settings.temperature if settings.samples else 0.0, first_greedy=True)
     with _seeded(settings.seed):
         answers = sample(model, tokenizer, prompts, 1 + settings.samples, sampling, settings.batch_tokens)
     return [
-        reply(question, sections, [generation.text for generation in generations])
+        reply(question, sections, [generation.text for generation in generations], settings.domain)
         for (question, sections), generations in zip(asked, answers, strict=True)
     ]
 
@@ -101,11 +104,12 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def reply(question: str, sections: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
+def reply(question: str, sections: Sequence[str], texts: Sequence[str], domain: str = DEFAULT_DOMAIN) -> dict[str, Any]:
     """What `answer` returns for one question: `texts` is the greedy completion and the sampled ones after it."""
-    greedy, *sampled = [parse_completion(text) for text in texts]
+    asked = domains.get(domain)
+    greedy, *sampled = [parse_completion(text, asked.form) for text in texts]
     agreeing = [completion.verdict == greedy.verdict for completion in sampled]
-    spans = evidence(greedy.thought, sections, question).spans
+    spans = asked.evidence(greedy.thought, sections, question).spans
     return {
         "verdict": greedy.verdict,
         "confidence": sum(agreeing) / len(agreeing) if agreeing and greedy.verdict else None,

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from medgrpo import domains
 from medgrpo.config import RunConfig, resolve_mlflow_uri
 from medgrpo.errors import InputError, ServiceUnreachable
 from medgrpo.manifests import MANIFEST, Manifest, build, describe, read_manifest, verify, write_json
 from medgrpo.policies import base_identity, resolve_base
-from medgrpo.preparation import SUMMARY
+from medgrpo.preparation import SUMMARY, gold_rewards
 from medgrpo.provenance import PACKAGE, code_version, fingerprint
 
 if TYPE_CHECKING:
@@ -60,11 +61,11 @@ def prepare_key(config: RunConfig) -> str:
     """Key of the prepared data: settings, content of the input files, code."""
     inputs = {
         "data": config.data.model_dump(mode="json", exclude={"path", "ground_truth"}),
-        "files": [_content(path) for path in _input_files(config)],
+        "files": [_content(path) for path in domains.get(config.data.domain).files(config.data)],
         "tokenizer": base_identity(config.policy),
         "completion": config.grpo.max_completion_length,
-        "rewards": config.rewards.model_dump(),
-        "code": code_version("medgrpo.preparation"),
+        "rewards": gold_rewards(config.rewards).model_dump(),
+        "code": _code(config, "medgrpo.preparation"),
     }
     return f"data-{fingerprint(inputs)}"
 
@@ -103,13 +104,35 @@ def audit_key(config: RunConfig, data: Manifest) -> str:
         "data": data.path.name,
         "rewards": config.rewards.model_dump(),
         "audit": config.audit,
-        "code": code_version("medgrpo.rewards.audit"),
+        "code": _code(config, "medgrpo.rewards.audit"),
     }
     return f"audit-{fingerprint(inputs)}"
 
 
+def fetch_start(config: RunConfig) -> Manifest | None:
+    """The adapter that `policy.start_from` names (see `medgrpo.starting`); None where a fresh one is trained.
+
+    Raises:
+        ServiceUnreachable: MLflow, or the Hub with the base's settings, does not answer.
+        InputError: there is no such adapter, or not one that this run could go on from.
+    """
+    if config.policy.start_from is None:
+        return None
+    from medgrpo import starting
+
+    source = starting.find(config)
+    key = f"start-{fingerprint([source.name, source.digest])}"
+    start = build(_target(config, key), lambda directory: starting.fetch(config, source, directory))
+    starting.check(config, start.path)
+    return start
+
+
 def train(
-    config: RunConfig, data: Manifest, on_progress: Callable[[Mapping[str, Any]], None], begin: Callable[[Path], None]
+    config: RunConfig,
+    data: Manifest,
+    on_progress: Callable[[Mapping[str, Any]], None],
+    begin: Callable[[Path], None],
+    start: Manifest | None = None,
 ) -> Manifest:
     """A trained policy (see `medgrpo.training`).
 
@@ -118,28 +141,36 @@ def train(
         data: the prepared data.
         on_progress: called with each row of metrics.jsonl.
         begin: called with the work directory before training starts.
+        start: what `fetch_start` gives.
     """
+    from medgrpo.sweep.warmups import shared_warmup
     from medgrpo.training.launch import run
+    from medgrpo.training.start import hand_over
 
     def fill(directory: Path) -> None:
+        if start:
+            hand_over(start.path, directory)
         begin(directory)
-        run(config, data.path, directory, on_progress)
+        with shared_warmup(config, data, directory):
+            run(config, data.path, directory, on_progress)
 
-    return build(_target(config, train_key(config, data)), fill)
+    return build(_target(config, train_key(config, data, start)), fill)
 
 
-def train_key(config: RunConfig, data: Manifest) -> str:
+def train_key(config: RunConfig, data: Manifest, start: Manifest | None = None) -> str:
     """Key of the trained policy: everything that shapes its weights."""
     inputs = {
         "data": data.path.name,
-        "policy": config.policy.model_dump(),
+        "policy": config.policy.model_dump(exclude={"start_from"}),
         "base": base_identity(config.policy),
+        # An alias may point to another version tomorrow.
+        "start": start.sha256 if start else None,
         "warmup": config.warmup.model_dump(),
         "grpo": config.grpo.model_dump(),
         "rewards": config.rewards.model_dump(),
         "seed": config.seed,
         "processes": config.processes,
-        "code": code_version("medgrpo.training.__main__"),
+        "code": _code(config, "medgrpo.training.__main__"),
     }
     return f"train-{fingerprint(inputs)}"
 
@@ -244,7 +275,7 @@ def fresh_key(config: RunConfig, data: Manifest, champion: "Registration") -> st
         "completion": config.grpo.max_completion_length,
         "data": data.path.name,
         "evaluation": config.evaluation.model_dump(),
-        "code": code_version("medgrpo.retraining"),
+        "code": _code(config, "medgrpo.retraining"),
     }
     return f"fresh-{fingerprint(inputs)}"
 
@@ -255,7 +286,7 @@ def _evaluation_inputs(config: RunConfig, data: Manifest) -> dict[str, Any]:
         "evaluation": config.evaluation.model_dump(),
         "gate": config.gate.model_dump(),
         "rewards": config.rewards.model_dump(),
-        "code": code_version("medgrpo.evaluation.compare"),
+        "code": _code(config, "medgrpo.evaluation.compare"),
         "page": [_content(PACKAGE / "evaluation" / f"report.{kind}") for kind in ("html.j2", "css", "js")],
     }
 
@@ -273,9 +304,9 @@ def fetch_champion(config: RunConfig, data: Manifest) -> Champion:
     """
     from medgrpo.registry import find_champion
 
-    synthetic = json.loads((data.path / SUMMARY).read_text())["synthetic"]
+    domain = json.loads((data.path / SUMMARY).read_text())["domain"]
     try:
-        found = find_champion(config, synthetic)
+        found = find_champion(config, domain)
         return Champion(model=fetch(config, found.uri) if found else None)
     except ServiceUnreachable as error:
         logger.warning("%s The model is evaluated without a champion beside it.", error)
@@ -311,9 +342,15 @@ def with_base(config: RunConfig, base: str) -> RunConfig:
 
 
 def locate(config: RunConfig, source: str) -> str:
-    """Directory or Hugging Face id of a model: a `models:/` address is downloaded, an embedded model unpacked."""
+    """Directory or Hugging Face id of a model: a `models:/` address is downloaded, an embedded model unpacked.
+
+    Of a run's directory it is the model that was trained. What a model was trained on does not matter.
+    """
     if source.startswith("models:/"):
         return str(fetch(config, source).path / MODEL)
+    trained = Path(source).expanduser() / "train" / MODEL
+    if (trained / "config.json").is_file():
+        return str(trained)
     return resolve_base(with_base(config, source).policy)
 
 
@@ -325,9 +362,9 @@ def register(
     evaluated: Manifest,
     tags: Mapping[str, str],
 ) -> Manifest:
-    """A model version in the MLflow registry; the artifact holds registration.json."""
+    """A model version in the MLflow registry, of a sweep's trial only a run; the artifact holds registration.json."""
     from medgrpo.provenance import git_commit
-    from medgrpo.registry import Candidate
+    from medgrpo.registry import Candidate, record_trial
     from medgrpo.registry import register as register_candidate
 
     candidate = Candidate(
@@ -345,7 +382,8 @@ def register(
     )
 
     def fill(directory: Path) -> None:
-        write_json(directory / "registration.json", asdict(register_candidate(candidate)))
+        registered = record_trial(candidate) if config.trial else asdict(register_candidate(candidate))
+        write_json(directory / "registration.json", registered)
 
     target = _target(config, register_key(config, trained, evaluated))
     recorded = read_manifest(target)
@@ -361,8 +399,9 @@ def register_key(config: RunConfig, trained: Manifest, evaluated: Manifest) -> s
         "weights": trained.sha256,
         "evaluation": evaluated.sha256,
         "tracking": config.tracking.model_dump(),
+        "trial": config.trial and [config.trial.study, config.trial.number],
         "uri": resolve_mlflow_uri(config),
-        "code": code_version("medgrpo.serving"),
+        "code": _code(config, "medgrpo.serving"),
     }
     return f"registration-{fingerprint(inputs)}"
 
@@ -374,6 +413,8 @@ def registration_holds(config: RunConfig, manifest: Manifest) -> bool:
     if not verify(manifest):
         return False
     registration = read_registration(manifest)
+    if registration["version"] is None:
+        return True
     try:
         return holds(config, registration["name"], registration["version"])
     except ServiceUnreachable as error:
@@ -390,12 +431,9 @@ def _target(config: RunConfig, key: str) -> Path:
     return config.runs_dir.absolute() / ARTIFACTS / key
 
 
-def _input_files(config: RunConfig) -> list[Path]:
-    from medgrpo.domains.pubmedqa import DEFAULT_GROUND_TRUTH
-
-    if not config.data.path:
-        return []
-    return [config.data.path, config.data.ground_truth or config.data.path.parent / DEFAULT_GROUND_TRUTH]
+def _code(config: RunConfig, module: str) -> str:
+    """Version of a module's code and of the run's domain, which no module imports by its name."""
+    return code_version(module, f"{domains.__name__}.{config.data.domain}")
 
 
 def _content(path: Path) -> str | None:

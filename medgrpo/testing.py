@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medgrpo import domains
+from medgrpo.completions import Verdict
 from medgrpo.config import RunConfig, parse_config, resolve_mlflow_uri
 from medgrpo.manifests import describe, write_text
-from medgrpo.prompts import SYSTEM, gold_completion, render_prompt
-from medgrpo.records import Record, Verdict
+from medgrpo.prompts import gold_completion, render_prompt
+from medgrpo.records import Record
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -214,7 +216,7 @@ def tiny_version(config: RunConfig, gate: str = "pass", weights: str = "1", **ta
     from medgrpo.registry import connect, registered_name
     from medgrpo.registry.lookup import files_digest
 
-    client, name = connect(config), registered_name(config, synthetic=config.data.domain == "synthetic")
+    client, name = connect(config), registered_name(config, config.data.domain)
     with contextlib.suppress(MlflowException):
         client.create_registered_model(name)
     known, place = client.get_experiment_by_name(name), config.runs_dir.absolute() / "mlartifacts"
@@ -245,6 +247,11 @@ def _champion_digest(client: "MlflowClient", name: str) -> str:
     return str(client.get_model_version(name, champion).tags["medgrpo.digest"]) if champion else "none"
 
 
+def _seen(record: Record) -> list[str]:
+    """What a tokenizer learns from: the parts of a record's prompt, and its gold completion."""
+    return [domains.get(record.domain).system, record.question, *record.contexts, gold_completion(record)]
+
+
 def _tokenizer() -> Any:
     """A byte-level tokenizer that has seen a prompt, so that prompts are not too many tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -259,8 +266,7 @@ def _tokenizer() -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    record = tiny_record()
-    core.train_from_iterator([SYSTEM, record.question, *record.contexts, gold_completion(record)] * 4, trainer)
+    core.train_from_iterator(_seen(tiny_record()) * 4, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token="<|im_end|>",
@@ -288,8 +294,7 @@ def _gemma_tokenizer() -> Any:
         initial_alphabet=[chr(code) for code in range(33, 127)],
         show_progress=False,
     )
-    record = tiny_record()
-    core.train_from_iterator([SYSTEM, record.question, *record.contexts, gold_completion(record)] * 4, trainer)
+    core.train_from_iterator(_seen(tiny_record()) * 4, trainer)
     learnt = json.loads(core.to_str())["model"]
     merges: Any = [tuple(pair) for pair in learnt["merges"]]
     return GemmaTokenizer(

@@ -18,6 +18,8 @@ from medgrpo import stages
 from medgrpo.config import RunConfig
 from medgrpo.errors import InputError, MedgrpoError, ServiceUnreachable, TrainingAlarm
 from medgrpo.manifests import Manifest
+from medgrpo.registry import trial_tags
+from medgrpo.sweep.pruning import Pruner
 from tasks.events import Alarms, announce_candidate
 from tasks.progress import StageProgress
 from tasks.running import RETRIED, cache_key
@@ -37,7 +39,7 @@ def _audit_key(_: TaskRunContext, given: dict[str, Any]) -> str:
 
 
 def _train_key(_: TaskRunContext, given: dict[str, Any]) -> str:
-    return cache_key(given["config"], stages.train_key(given["config"], given["data"]))
+    return cache_key(given["config"], stages.train_key(given["config"], given["data"], given.get("start")))
 
 
 def _evaluate_key(_: TaskRunContext, given: dict[str, Any]) -> str:
@@ -63,23 +65,31 @@ def audit(config: RunConfig, data: Manifest) -> Manifest:
     return audited
 
 
+@task(name="fetch start", **RETRIED)
+def fetch_start(config: RunConfig) -> Manifest | None:
+    """Fetch the adapter that training goes on from; which one an alias means is asked once, before training."""
+    return stages.fetch_start(config)
+
+
 @task(name="train", cache_key_fn=_train_key, **_SURVIVES)
-def train(config: RunConfig, data: Manifest) -> Manifest:
+def train(config: RunConfig, data: Manifest, start: Manifest | None = None) -> Manifest:
     """Warm up and train in a process of its own; a retry resumes from the last checkpoint."""
     with StageProgress("train-medgrpo-training", f"Training {config.policy.base}") as progress:
-        tracker, alarms = _Tracker(config), Alarms(config)
+        tracker, alarms, pruner = _Tracker(config), Alarms(config), Pruner(config)
 
         def begin(directory: Path) -> None:
             tracker.begin(directory)
             alarms.begin(directory)
+            pruner.begin(directory)
 
         def follow(row: Mapping[str, Any]) -> None:
             progress.training(row)
             tracker.catch_up()
             alarms.look(row)
+            pruner.look(row)
 
         try:
-            return stages.train(config, data, follow, begin)
+            return stages.train(config, data, follow, begin, start)
         except (TrainingAlarm, InputError) as error:
             tracker.fail(str(error))
             raise
@@ -116,7 +126,7 @@ def compare(config: RunConfig, data: Manifest, models: Mapping[str, str]) -> Man
 @task(name="register", cache_key_fn=_register_key, **_SURVIVES)
 def register(config: RunConfig, data: Manifest, audited: Manifest, trained: Manifest, evaluated: Manifest) -> Manifest:
     """Log the run and register the model version."""
-    registered = stages.register(config, data, audited, trained, evaluated, _flow_tags())
+    registered = stages.register(config, data, audited, trained, evaluated, _tags(config))
     announce_candidate(config, registered)
     return registered
 
@@ -150,7 +160,7 @@ class _Tracker:
     def _open(self) -> None:
         from medgrpo.registry import open_run
 
-        self._run_id = open_run(self._config, self._directory, _flow_tags())
+        self._run_id = open_run(self._config, self._directory, _tags(self._config))
 
     def _sync(self) -> None:
         from medgrpo.registry import SYNC_FILE, sync_metrics
@@ -168,8 +178,8 @@ class _Tracker:
             self._silent_until = time.monotonic() + OUTAGE_SECONDS
 
 
-def _flow_tags() -> dict[str, str]:
-    """Which flow run trains, and why, where it was given a reason."""
+def _tags(config: RunConfig) -> dict[str, str]:
+    """Which flow run trains, and why, where it was given a reason; of a trial, which one it is."""
     tags = {"medgrpo.flow_run": str(flow_run.id or "none"), "medgrpo.flow_run_name": str(flow_run.name or "none")}
     reason = flow_run.parameters.get("reason")
-    return tags | ({"medgrpo.reason": str(reason)} if reason else {})
+    return tags | ({"medgrpo.reason": str(reason)} if reason else {}) | trial_tags(config)

@@ -83,6 +83,16 @@ def test_a_retraining_waits_for_the_gpu_as_a_training_does() -> None:
     assert limits["retrain-medgrpo-cpu"] == limits["train-medgrpo-cpu"]
 
 
+def test_a_sweep_leaves_the_gpu_to_its_trials() -> None:
+    """The sweep waits in another pool than its trials run in, and counts for no limit that they would wait for."""
+    known = {deployment.full_name: deployment for deployment in DEPLOYMENTS}
+    sweep = known["sweep-medgrpo/sweep-medgrpo"]
+    trials = known[load_config(sweep.profile).sweep.deployment]
+    assert sweep.work_pool != trials.work_pool
+    assert sweep.limit is None
+    assert trials.limit == T4_LIMIT
+
+
 def test_list_as_json() -> None:
     """`list --json` names every deployment with its flow, pool, queue, limit and schedules."""
     rows = json.loads(CliRunner().invoke(app, ["list", "--json"]).stdout)

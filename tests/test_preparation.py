@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from medgrpo import preparation
-from medgrpo.config import RunConfig
+from medgrpo.config import RewardConfig, RunConfig
 from medgrpo.errors import InputError
 from medgrpo.policies import load_tokenizer
-from medgrpo.preparation import check_leaks, load_records, prepare
+from medgrpo.preparation import PAYMENTS, check_leaks, gold_rewards, load_records, prepare
 from medgrpo.prompts import render_prompt
 from medgrpo.records import Corpus, digest
 from medgrpo.rewards import score_completion
@@ -199,3 +199,12 @@ def test_full_disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = prepare_stage(config)
     assert (manifest.path / "data.json").is_file()
     assert prepare_stage(config) == manifest
+
+
+def test_payments_do_not_change_the_data() -> None:
+    """Gold completions are written for what earns a grade; trainings that pay it differently share their data."""
+    paid = {"mode": "weighted", "correctness": 3.0, "agreement": 0.1, "grounding": 0.9, "structure": 0.1}
+    costs = {name: 0.95 for name in PAYMENTS if name.startswith("cost_")}
+    assert paid.keys() | costs.keys() == PAYMENTS
+    assert gold_rewards(RewardConfig.model_validate(paid | costs)) == RewardConfig()
+    assert gold_rewards(RewardConfig(evidence=2, structure=0.1)) == RewardConfig(evidence=2)

@@ -5,6 +5,7 @@ import tomllib
 import pytest
 
 from medgrpo.config import PROFILES, GrpoConfig, PolicyConfig, WarmupConfig, load_config, profile_names
+from medgrpo.sweep.space import own_values, read_space
 
 GEMMA = ("t4", "t4-fast", "a10", "multi-gpu")
 
@@ -34,9 +35,9 @@ def test_t4_is_the_original_recipe() -> None:
     ("section", "settings"), [("policy", PolicyConfig), ("warmup", WarmupConfig), ("grpo", GrpoConfig)]
 )
 def test_t4_leaves_nothing_to_a_default(section: str, settings: type[PolicyConfig | WarmupConfig | GrpoConfig]) -> None:
-    """Every setting of model, warm-up and GRPO stands in the file, but the revision, which a user pins."""
+    """Every setting of model, warm-up and GRPO stands in the file, but revision and start, which are unset here."""
     written = tomllib.loads((PROFILES / "t4.toml").read_text(encoding="utf-8"))[section]
-    assert settings.model_fields.keys() - written.keys() <= {"revision"}
+    assert settings.model_fields.keys() - written.keys() <= {"revision", "start_from"}
 
 
 def test_t4_says_why_it_departs() -> None:
@@ -46,6 +47,13 @@ def test_t4_says_why_it_departs() -> None:
         block = lines[: lines.index(setting)]
         comment = [line for i, line in enumerate(block) if all(rest.startswith("#") for rest in block[i:])]
         assert comment[0].startswith("# Ours: "), setting
+
+
+@pytest.mark.parametrize("name", ["demo", "t4"])
+def test_a_shipped_sweep_can_be_started(name: str) -> None:
+    """Every corner of its space is a valid run, and the profile itself is in it, so that it is tried too."""
+    config = load_config(name)
+    assert own_values(config, read_space(config))
 
 
 @pytest.mark.parametrize("name", ["t4", "t4-fast"])

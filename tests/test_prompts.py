@@ -5,8 +5,9 @@ import pytest
 from medgrpo.completions import parse_completion
 from medgrpo.config import RewardConfig
 from medgrpo.domains.synthetic import generate
-from medgrpo.prompts import gold_completion, render_prompt, render_question, split_sentences
+from medgrpo.prompts import gold_completion, render_prompt, render_question
 from medgrpo.rewards import score_completion
+from medgrpo.rewards.agreement import split_sentences
 from medgrpo.rewards.grounding import unsupported_figures
 from medgrpo.testing import tiny_record
 

@@ -51,14 +51,14 @@ def test_imports_are_found_while_other_threads_parse() -> None:
 
 def test_reports_do_not_retrain_but_rewards_do() -> None:
     """In this package training depends on rewards and prompts, and not on the report."""
-    seen, waiting = set(), ["medgrpo.training.__main__"]
+    seen, waiting = set(), ["medgrpo.training.__main__", "medgrpo.domains.pubmedqa"]
     while waiting:
         name = waiting.pop()
         path = provenance._source(name)
         if path and name not in seen:
             seen.add(name)
             waiting += provenance._imports(path.read_text())
-    assert {"medgrpo.rewards.grounding", "medgrpo.completions"} <= seen
+    assert {"medgrpo.rewards.grounding", "medgrpo.completions", "medgrpo.domains.abstracts"} <= seen
     assert "medgrpo.evaluation.report" not in seen
 
 

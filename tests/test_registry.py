@@ -110,6 +110,7 @@ def test_a_file_store_is_refused_in_a_sentence(tmp_path: Path) -> None:
 # --- runs
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_in_the_same_run(config: RunConfig, tmp_path: Path) -> None:
     """A second open_run on the same training directory continues the run, even after it was marked failed."""
     run_id = registry.open_run(config, tmp_path, {"medgrpo.flow_run": "a"})
@@ -152,6 +153,7 @@ def test_a_published_directory_is_left_as_it_is(config: RunConfig, tmp_path: Pat
     assert registry.open_run(config, train, {}) == run_id
 
 
+@pytest.mark.slow
 def test_a_deleted_experiment_is_named(config: RunConfig, tmp_path: Path) -> None:
     """A deleted experiment gives the command that restores it."""
     registry.open_run(config, tmp_path, {})
@@ -553,14 +555,14 @@ def test_what_names_no_version_is_refused(text: str) -> None:
 @pytest.mark.slow
 def test_the_champion_is_found_once_there_is_one(candidate: registry.Candidate) -> None:
     """No model and no alias both mean no champion; later it is the version that the alias points to."""
-    assert registry.find_champion(candidate.config, synthetic=True) is None
+    assert registry.find_champion(candidate.config, "synthetic") is None
     done = registry.register(candidate)
-    assert registry.find_champion(candidate.config, synthetic=True) is None
+    assert registry.find_champion(candidate.config, "synthetic") is None
     client = registry.connect(candidate.config)
     client.set_registered_model_alias(done.name, registry.CHAMPION, "1")
-    champion = registry.find_champion(candidate.config, synthetic=True)
+    champion = registry.find_champion(candidate.config, "synthetic")
     assert champion == replace(done, aliases=tuple(sorted({*done.aliases, "champion"})))
-    assert registry.find_champion(candidate.config, synthetic=False) is None
+    assert registry.find_champion(candidate.config, "pubmedqa") is None
 
 
 @pytest.mark.slow
@@ -568,14 +570,14 @@ def test_versions_are_found_by_their_data(candidate: registry.Candidate) -> None
     """The versions of a data digest come newest first with their aliases; other data, and another model, have none."""
     config, data = candidate.config, read_evidence(candidate).data
     digest = data_digest(data)
-    assert trained_on(config, True, digest) == []
+    assert trained_on(config, "synthetic", digest) == []
     first = registry.register(candidate)
     again = registry.register(replace(candidate, champion="a" * 64))
-    found = trained_on(config, True, digest)
+    found = trained_on(config, "synthetic", digest)
     assert [version.version for version in found] == [again.version, first.version]
     assert found[0].aliases == (config.tracking.alias,)
-    assert trained_on(config, True, data_digest({"digests": {**data["digests"], "train": "0" * 64}})) == []
-    assert trained_on(config, False, digest) == []
+    assert trained_on(config, "synthetic", data_digest({"digests": {**data["digests"], "train": "0" * 64}})) == []
+    assert trained_on(config, "pubmedqa", digest) == []
 
 
 @pytest.mark.slow
@@ -742,9 +744,9 @@ def test_a_server_that_comes_back_gets_what_it_missed(
     assert registry.register(replace(candidate, config=config)) == done
     client = registry.connect(config)
     assert list((tmp_path / "served").rglob("MLmodel"))
-    assert registry.find_champion(config, synthetic=True) is None
+    assert registry.find_champion(config, "synthetic") is None
     client.set_registered_model_alias(done.name, registry.CHAMPION, "1")
-    champion = registry.find_champion(config, synthetic=True)
+    champion = registry.find_champion(config, "synthetic")
     assert champion is not None
     model = registry.download(config, done.name, registry.CHAMPION, tmp_path / "copy")
     assert champion.digest == describe(model).sha256 == candidate.model_digest

@@ -60,7 +60,9 @@ def _changed(*overrides: str) -> set[str]:
         ("policy.base=other/model", {"prepare", "train"}),
         ("policy.revision=abc", {"prepare", "train"}),
         ("grpo.max_completion_length=32", {"prepare", "train"}),
-        ("rewards.agreement=0.1", {"prepare", "audit", "train", "evaluate"}),
+        ("rewards.agreement=0.1", {"audit", "train", "evaluate"}),
+        ("rewards.evidence=2", {"prepare", "audit", "train", "evaluate"}),
+        ("sweep.trials=3", set()),
         ("audit=warn", {"audit"}),
         ("tracking.alias=challenger", {"register"}),
         ("tracking.uri=sqlite:////tmp/other.db", {"register"}),
@@ -71,9 +73,11 @@ def test_a_setting_changes_the_stages_that_depend_on_it(override: str, stages_th
     assert _changed(override) == stages_that_change
 
 
-@pytest.mark.parametrize("override", ["name=tonight", "profile=mine", "training_timeout_minutes=5"])
+@pytest.mark.parametrize(
+    "override", ["name=tonight", "profile=mine", "training_timeout_minutes=5", "policy.start_from=x"]
+)
 def test_names_and_limits_change_no_stage(override: str) -> None:
-    """The run's name, its profile's name and its time limit decide nothing that is computed."""
+    """Names of run and profile, the time limit, and how a start is called decide nothing that is computed."""
     assert _changed(override) == set()
 
 
@@ -97,6 +101,7 @@ def test_a_stage_depends_on_the_one_before(stage: str) -> None:
     """Other data retrains; other weights are evaluated and registered anew."""
     config = RunConfig()
     data = DATA.model_copy(update={"uri": "/runs/.artifacts/data-1"})
+    assert stages.train_key(config, DATA, TRAINED) != stages.train_key(config, DATA)
     trained = TRAINED.model_copy(update={"sha256": "0" * 64})
     other = {
         "train": stages.train_key(config, data),
@@ -104,6 +109,15 @@ def test_a_stage_depends_on_the_one_before(stage: str) -> None:
         "register": stages.register_key(config, trained, EVALUATED),
     }
     assert other[stage] != _keys_of(config)[stage]
+
+
+@pytest.mark.parametrize("domain", ["synthetic", "pubmedqa"])
+def test_each_key_covers_the_code_of_the_runs_domain(domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The domain's own file, which nothing imports by name, counts in every stage; that of another one does not."""
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(stages, "code_version", lambda *modules: asked.append(modules) or "code")
+    assert len(set(_keys_of(RunConfig(data=DataConfig(domain=domain))).values())) == 5
+    assert [modules[1:] for modules in asked] == [(f"medgrpo.domains.{domain}",)] * 5
 
 
 def test_keys_name_their_stage() -> None:
@@ -299,7 +313,7 @@ def shelf(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         write_json(directory / "config.json", {})
         return directory
 
-    monkeypatch.setattr(registry, "find_champion", lambda config, synthetic: VERSION)
+    monkeypatch.setattr(registry, "find_champion", lambda config, domain: VERSION)
     monkeypatch.setattr(registry, "find_version", lambda config, uri: VERSION)
     monkeypatch.setattr(registry, "download", download)
     return downloads
@@ -308,7 +322,7 @@ def shelf(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def real_data(tmp_path: Path) -> Manifest:
     """Prepared data, as far as it says where its records are from."""
-    return build(tmp_path / "d", lambda work: write_json(work / "data.json", {"synthetic": False}))
+    return build(tmp_path / "d", lambda work: write_json(work / "data.json", {"domain": "pubmedqa"}))
 
 
 def test_a_registered_model_is_fetched_once(tmp_path: Path, shelf: list[str]) -> None:
@@ -326,6 +340,13 @@ def test_a_directory_is_a_model_where_it_is(tmp_path: Path) -> None:
     assert stages.locate(RunConfig(), str(tmp_path / "model")) == str(tmp_path / "model")
     with pytest.raises(InputError, match="is not a directory"):
         stages.locate(RunConfig(), "./none")
+
+
+def test_a_run_stands_for_the_model_it_trained(tmp_path: Path) -> None:
+    """Its directory holds a config.json too, which is not a model's."""
+    for place in (tmp_path, tmp_path / "train" / "model"):
+        write_json(place / "config.json", {})
+    assert stages.locate(RunConfig(), str(tmp_path)) == str(tmp_path / "train" / "model")
 
 
 def test_a_pinned_revision_is_the_bases_alone() -> None:

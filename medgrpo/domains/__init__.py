@@ -1,11 +1,45 @@
-"""Domains: one file per dataset, and the one door through which a run gets its records."""
+"""Domains: one file each with a `DOMAIN`, and the one door through which everything else reaches them."""
 
+import importlib
+import pkgutil
+import re
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medgrpo.config import DataConfig
-from medgrpo.domains import pubmedqa
 from medgrpo.errors import InputError
 from medgrpo.records import Corpus, Record, split_pool, verdict_counts
+
+if TYPE_CHECKING:
+    from medgrpo.domains.domain import Domain
+
+_DEFINES = re.compile(r"^DOMAIN\b[^=\n]*=(?!=)", re.M)
+
+
+@cache
+def get(name: str) -> "Domain":
+    """The domain of a name, which is that of its file.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if name not in names():
+        raise InputError(f"{name!r} is no domain. Known: {', '.join(names())}.")
+    domain: Domain = importlib.import_module(f"{__name__}.{name}").DOMAIN
+    if domain.name != name:
+        raise InputError(f"medgrpo/domains/{name}.py: the domain's name is {domain.name!r}; name it as its file.")
+    return domain
+
+
+def names() -> list[str]:
+    """Names of all domains: of the files here that define a `DOMAIN`, none of which is imported for this."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if _defines_domain(module))
+
+
+def _defines_domain(module: pkgutil.ModuleInfo) -> bool:
+    path = Path(str(getattr(module.module_finder, "path", ""))) / f"{module.name}.py"
+    return path.is_file() and bool(_DEFINES.search(path.read_text(encoding="utf-8")))
 
 
 def load_corpus(config: DataConfig) -> Corpus:
@@ -15,12 +49,13 @@ def load_corpus(config: DataConfig) -> Corpus:
         InputError: unusable input, an empty split, or a verdict that train has no record of.
         ServiceUnreachable: the Hub did not answer.
     """
-    corpus = _LOADERS[config.domain](config)
-    train, dev = split_pool(corpus.split("train"), config.fold, config.split_seed)
+    domain = get(config.domain)
+    corpus = domain.load(config)
+    train, dev = split_pool(corpus.split("train"), config.fold, config.split_seed, form=domain.form)
     corpus = corpus.model_copy(
         update={"splits": {"train": tuple(train), "dev": tuple(dev), "test": corpus.splits["test"]}}
     )
-    _require_all_verdicts(corpus)
+    _require_all_classes(corpus, domain)
     return corpus
 
 
@@ -30,51 +65,24 @@ def read_labelled(config: DataConfig, path: Path) -> list[Record]:
     Raises:
         InputError: unusable input, or a domain that has no files.
     """
-    if config.domain == "synthetic":
+    read = get(config.domain).read_labelled
+    if read is None:
+        others = " or ".join(f"data.domain={name}" for name in names() if get(name).read_labelled)
         raise InputError(
-            f"{path} cannot be read: data.domain is 'synthetic', whose records are generated. Leave the file out, or "
-            "set data.domain=pubmedqa."
+            f"{path} cannot be read: data.domain is {config.domain!r}, whose records are generated. Leave the file "
+            f"out, or set {others}."
         )
-    return list(pubmedqa.read_records(path).values())
+    return read(path)
 
 
-def _load_pubmedqa(config: DataConfig) -> Corpus:
-    if config.path:
-        return pubmedqa.load(config.path, config.ground_truth)
-    if config.ground_truth:
-        raise InputError(
-            "data.ground_truth is set, but data.path is not, so it would be ignored: set data.path=PATH/ori_pqal.json, "
-            "or leave both out to use the Hugging Face Hub."
-        )
-    return pubmedqa.load_from_hub(config.hub_id, config.hub_revision)
-
-
-def _load_synthetic(config: DataConfig) -> Corpus:
-    if config.path or config.ground_truth:
-        raise InputError(
-            "data.path is set, but data.domain is 'synthetic', which is generated: set data.domain=pubmedqa."
-        )
-    from medgrpo.domains import synthetic
-
-    pool, test = synthetic.load(config.synthetic_pool, config.synthetic_test, config.synthetic_seed)
-    return Corpus(
-        name="synthetic",
-        records={record.id: record for record in [*pool, *test]},
-        splits={"train": tuple(r.id for r in pool), "dev": (), "test": tuple(r.id for r in test)},
-        synthetic=True,
-    )
-
-
-def _require_all_verdicts(corpus: Corpus) -> None:
+def _require_all_classes(corpus: Corpus, domain: "Domain") -> None:
     for split, ids in corpus.splits.items():
         if not ids:
             raise InputError(f"{corpus.name}: the {split} split is empty. Give more records or another fold.")
-    missing = [verdict for verdict, count in verdict_counts(corpus.split("train")).items() if not count]
+    counts = verdict_counts(corpus.split("train"), domain.form)
+    missing = [verdict for verdict, count in counts.items() if not count]
     if missing:
         raise InputError(
-            f"{corpus.name}: train holds no record with the verdict {' or '.join(missing)}, "
+            f"{corpus.name}: train holds no record with the {domain.form.kind} {' or '.join(missing)}, "
             "so the model could never learn it. Give more records or another fold."
         )
-
-
-_LOADERS = {"pubmedqa": _load_pubmedqa, "synthetic": _load_synthetic}

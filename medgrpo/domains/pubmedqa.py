@@ -15,7 +15,6 @@ import hashlib
 import json
 import math
 import random
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from medgrpo.completions import VERDICTS
+from medgrpo.config import DataConfig
+from medgrpo.domains.abstracts import abstracts_domain
 from medgrpo.errors import InputError, ServiceUnreachable
+from medgrpo.jsonfiles import JsonObject, Wanted, read_json_object
 from medgrpo.records import Corpus, Record, verdict_counts
 
 DEFAULT_GROUND_TRUTH = "test_ground_truth.json"
+FILE = Wanted(file="PubMedQA's file", example="ori_pqal.json", key="PMID")
+HUB_ID = "qiaojin/PubMedQA"
 OFFICIAL_TEST_SHA256 = "8cf42aa2181eb26c952897e953a7c2665d72f065d1ae2a9b613fb8f682cf3225"
 
 _FIELDS = {
@@ -66,7 +70,7 @@ def read_records(path: Path) -> dict[str, Record]:
     Raises:
         InputError: naming file, record and field of the first problem found.
     """
-    return {pmid: _record(pmid, fields, path) for pmid, fields in read_json_object(path).items()}
+    return {pmid: _record(pmid, fields, path) for pmid, fields in read_json_object(path, FILE).items()}
 
 
 def load_from_hub(hub_id: str, revision: str) -> Corpus:
@@ -87,7 +91,7 @@ def load_from_hub(hub_id: str, revision: str) -> Corpus:
         ) from error
     except ValueError as error:
         raise InputError(f"the dataset {hub_id} is not PubMedQA: {error}. Set data.hub_id=qiaojin/PubMedQA.") from error
-    raw = _Object([_hub_fields(row) for row in rows])
+    raw = JsonObject([_hub_fields(row) for row in rows])
     if raw.twice:
         raise InputError(f"{hub_id}: the PMID {raw.twice} stands there twice; every PMID must be unique.")
     records = {pmid: _record(pmid, fields, hub_id) for pmid, fields in raw.items()}
@@ -117,58 +121,6 @@ def official_test_ids(records: Mapping[str, Record], source: str) -> list[str]:
     return test
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file whose top level is a non-empty object with distinct keys.
-
-    Raises:
-        InputError: missing, a directory, not UTF-8, not JSON, truncated, another type, empty, or duplicate keys.
-    """
-    text = read_text(path)
-    try:
-        value = json.loads(text, object_pairs_hook=_Object)
-    except json.JSONDecodeError as error:
-        cut = error.pos >= len(text.rstrip()) - 1 or error.msg.startswith("Unterminated string")
-        found = "ends in the middle (truncated?)" if cut else "is not JSON"
-        problem = error.msg.removesuffix(" at")
-        raise InputError(f"{path}: {found}: {problem} at line {error.lineno}. Fetch the file again.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not usable JSON: {error}. Fetch the file again.") from error
-    if not isinstance(value, dict) or not value:
-        found = f"a {type(value).__name__}" if value != {} else "an empty object"
-        raise InputError(f"{path}: expected a JSON object with one entry per PMID, found {found}.")
-    for where, part in [(path, value), *((f"{path}, record {key}", entry) for key, entry in value.items())]:
-        if isinstance(part, _Object) and part.twice:
-            raise InputError(f"{where}: {part.twice!r} stands there twice; every PMID and field must be unique.")
-    return value
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 file's text, with or without a byte-order mark.
-
-    Raises:
-        InputError: missing, a directory, not UTF-8, or not readable.
-    """
-    if path.is_dir():
-        raise InputError(f"{path} is a directory; expected a file, for example {path / 'ori_pqal.json'}.")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file. Give the path of PubMedQA's file, e.g. PATH/ori_pqal.json.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 (byte {error.start}). Save the file as UTF-8 and try again.") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}.") from error
-
-
-class _Object(dict[str, Any]):
-    """A JSON object that remembers the first key it was given twice."""
-
-    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
-        counts = Counter(key for key, _ in pairs)
-        self.twice = next((key for key, count in counts.items() if count > 1), None)
-
-
 def _record(pmid: str, fields: Any, source: Path | str) -> Record:
     if not pmid or pmid != pmid.strip() or not pmid.isprintable():
         raise InputError(f"{source}: {pmid!r} is no PMID: empty, with blanks around it, or no text. Correct that key.")
@@ -177,10 +129,9 @@ def _record(pmid: str, fields: Any, source: Path | str) -> Record:
     missing = [name for name in _FIELDS if name not in fields and name != "YEAR"]
     if missing:
         raise InputError(f"{source}, record {pmid}: field {missing[0]} is missing. Expected {', '.join(_FIELDS)}.")
+    values: dict[str, Any] = {ours: fields.get(theirs) or None for theirs, ours in _FIELDS.items()}
     try:
-        return Record.model_validate(
-            {"id": pmid} | {ours: fields.get(theirs) or None for theirs, ours in _FIELDS.items()}
-        )
+        return Record(id=pmid, domain="pubmedqa", **values)
     except ValidationError as error:
         problem = error.errors()[0]
         name = next(theirs for theirs, ours in _FIELDS.items() if ours == problem["loc"][0])
@@ -205,7 +156,7 @@ def _hub_fields(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _read_test_ids(path: Path, records: Mapping[str, Record]) -> list[str]:
-    truth = read_json_object(path)
+    truth = read_json_object(path, FILE)
     for pmid, verdict in truth.items():
         if verdict not in VERDICTS:
             raise InputError(f"{path}, record {pmid}: verdict is {verdict!r}; expected yes, no or maybe.")
@@ -228,3 +179,38 @@ def _corpus(records: dict[str, Record], test: Iterable[str]) -> Corpus:
         if not sum(counts.values()):
             raise InputError(f"PubMedQA: the {name} split is empty ({len(records)} records, {len(held_out)} in test).")
     return corpus
+
+
+def _load(config: DataConfig) -> Corpus:
+    if config.path:
+        return load(config.path, config.ground_truth)
+    if config.ground_truth:
+        raise InputError(
+            "data.ground_truth is set, but data.path is not, so it would be ignored: set data.path=PATH/ori_pqal.json, "
+            "or leave both out to use the Hugging Face Hub."
+        )
+    return load_from_hub(config.hub_id or HUB_ID, config.hub_revision)
+
+
+def _files(config: DataConfig) -> list[Path]:
+    return [config.path, config.ground_truth or config.path.parent / DEFAULT_GROUND_TRUTH] if config.path else []
+
+
+DOMAIN = abstracts_domain(
+    "pubmedqa",
+    load=_load,
+    read_labelled=lambda path: list(read_records(path).values()),
+    data="expert-labelled abstracts",
+    suffix="",
+    files=_files,
+    hub_id=HUB_ID,
+    # Human performance, reasoning-required setting, test split (Jin et al. 2019, table 5).
+    references=(
+        {
+            "name": "human (reasoning required)",
+            "accuracy": 0.780,
+            "macro_f1": 0.722,
+            "note": "on the 500 test records",
+        },
+    ),
+)

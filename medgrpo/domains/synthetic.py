@@ -25,6 +25,9 @@ that disagree give maybe. Secondary outcomes mostly point the other way, so word
 import math
 from random import Random
 
+from medgrpo.completions import Verdict
+from medgrpo.config import DataConfig
+from medgrpo.domains.abstracts import abstracts_domain
 from medgrpo.domains.synthetic_findings import (
     Finding,
     Scale,
@@ -48,7 +51,8 @@ from medgrpo.domains.synthetic_topics import (
     TEST_BODIES,
     Topic,
 )
-from medgrpo.records import Record, Verdict
+from medgrpo.errors import InputError
+from medgrpo.records import Corpus, Record
 
 BALANCE: dict[Verdict, int] = {"yes": 276, "no": 169, "maybe": 55}
 """Verdicts among PubMedQA's 500 expert-labelled test records."""
@@ -125,6 +129,7 @@ def _record(rng: Random, number: int, verdict: Verdict) -> Record:
         long_answer=_capital(rng.choice(CONCLUSIONS).format(claim=claim, **values)),
         year=rng.randint(1995, 2016),
         synthetic=True,
+        domain="synthetic",
     )
 
 
@@ -222,3 +227,22 @@ def _screened(diseased: int) -> int:
 
 def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
+
+
+def _load(config: DataConfig) -> Corpus:
+    if config.path or config.ground_truth:
+        raise InputError(
+            "data.path is set, but data.domain is 'synthetic', which is generated: set data.domain=pubmedqa."
+        )
+    pool, test = load(config.synthetic_pool, config.synthetic_test, config.synthetic_seed)
+    return Corpus(
+        name="synthetic",
+        records={record.id: record for record in [*pool, *test]},
+        splits={"train": tuple(r.id for r in pool), "dev": (), "test": tuple(r.id for r in test)},
+        synthetic=True,
+    )
+
+
+DOMAIN = abstracts_domain(
+    "synthetic", load=_load, read_labelled=None, data="**synthetic** records, invented by a generator"
+)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from random import Random
 from statistics import NormalDist
 
-from medgrpo.records import Verdict
+from medgrpo.completions import Verdict
 
 Interval = tuple[float, float]
 Sizes = tuple[int, int]

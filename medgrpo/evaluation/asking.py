@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from medgrpo import domains
 from medgrpo.completions import parse_completion
 from medgrpo.config import RunConfig
 from medgrpo.evaluation.generate import Generation, sample
@@ -113,7 +114,7 @@ class _Interview:
         """The greedy answers under a probe, by id."""
         given = self.answers(records, 1, probe)
         return {
-            record.id: {"verdict": parse_completion(answer.text).verdict, "text": answer.text}
+            record.id: {"verdict": _verdict(record, answer.text), "text": answer.text}
             for record, (answer,) in zip(records, given, strict=True)
         }
 
@@ -149,6 +150,10 @@ class _Interview:
                 asked = [prompts[record_id] for record_id in missing]
                 sample(*self._loaded, asked, copies, sampling, settings.batch_tokens, keep)
         return [known[record.id] for record in records]
+
+
+def _verdict(record: Record, text: str) -> str | None:
+    return parse_completion(text, domains.get(record.domain).form).verdict
 
 
 def seed_sampling(seed: int) -> None:

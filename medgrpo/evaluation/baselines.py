@@ -1,10 +1,12 @@
 """Rules that need no model: what a reader must beat before its score means anything."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 
+from medgrpo import domains
 from medgrpo.errors import InputError
-from medgrpo.records import Record, verdict_counts
+from medgrpo.records import Record
 
 _EFFECT = re.compile(
     r"(?<!not )(?<!no )(?<!non-)\bsignificant(?:ly)?\b|\b(?:improved|superior|effective|associated with)\b"
@@ -27,13 +29,15 @@ _UNCLEAR = re.compile(
 def majority_rule(train: Sequence[Record]) -> Callable[[Record], str]:
     """A rule that always gives the most frequent verdict of `train`; ties go to the earlier of yes, no, maybe.
 
+    Of open answers, to the one that `train` has first.
+
     Raises:
         InputError: `train` is empty, so there is no majority.
     """
     if not train:
         raise InputError("majority_rule: got no training records, so there is no majority verdict; pass at least one.")
-    counts = verdict_counts(train)
-    verdict = max(counts, key=counts.__getitem__)
+    counts = Counter(record.verdict for record in train)
+    verdict = max(domains.get(train[0].domain).form.labels or counts, key=counts.__getitem__)
     return lambda record: verdict
 
 

@@ -10,7 +10,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from medgrpo import domains
 from medgrpo.config import EvaluationConfig, RunConfig
+from medgrpo.domains.domain import Domain
 from medgrpo.errors import InputError
 from medgrpo.evaluation.asking import Answered, Contestant, Probed, Progress, ask
 from medgrpo.evaluation.baselines import majority_rule
@@ -29,9 +31,6 @@ from medgrpo.provenance import environment, git_commit
 from medgrpo.records import Record
 from medgrpo.rewards.audit import AuditReport
 from medgrpo.training.metrics import METRICS_FILE, raised_alarms, read_metrics
-
-# PubMedQA's human performance, reasoning-required setting, test split (Jin et al. 2019, table 5).
-HUMAN = {"name": "human (reasoning required)", "accuracy": 0.780, "macro_f1": 0.722, "note": "on the 500 test records"}
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +86,9 @@ def write_results(config: RunConfig, data: Path, answered: Answered, directory: 
     probes = score_probes(records, answers[last], answered.probed)
     metrics["probes"] = {last: probes} if probes else {}
     write_json(directory / "metrics.json", metrics)
-    rows = [case_row(record, answers, i, answered.probed) for i, record in enumerate(records)]
+    # Rows of several evaluations may be put together, and a model may be asked about more than one domain.
+    where = {"domain": metrics["domain"]}
+    rows = [where | case_row(record, answers, i, answered.probed) for i, record in enumerate(records)]
     write_text(directory / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_json(directory / "predictions.json", {row["id"]: row["answers"][last]["verdict"] for row in rows})
     return metrics
@@ -198,16 +199,17 @@ def score(
     answers: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> dict[str, Any]:
     """Metrics of each model and every pairwise comparison, as metrics.json holds them."""
-    experts = [record.verdict for record in records]
+    experts, domain, settings = [record.verdict for record in records], domains.get(data["domain"]), config.evaluation
+    form = domain.form
     return {
         "n": len(records),
         "split": config.evaluation.split,
         "domain": data["domain"],
         "synthetic": data["synthetic"],
-        "models": {name: model_metrics(experts, rows, config.evaluation) for name, rows in answers.items()},
-        "comparisons": [compare(a, b, experts, answers, config.evaluation) for a, b in combinations(answers, 2)],
+        "models": {name: model_metrics(experts, rows, settings, form) for name, rows in answers.items()},
+        "comparisons": [compare(a, b, experts, answers, settings, form) for a, b in combinations(answers, 2)],
         "slices": slices(records, answers, config.evaluation),
-        "references": _references(data["domain"], train, records, list(answers.values())[-1]),
+        "references": _references(domain, train, records, list(answers.values())[-1]),
         "contamination": contamination(train, records, config.evaluation.near_duplicate),
     }
 
@@ -234,7 +236,7 @@ def draw_cases(records: Sequence[Record], config: EvaluationConfig) -> list[Reco
         )
     by_verdict: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda r: hashlib.sha256(f"{config.seed} {r.id}".encode()).digest()):
-        by_verdict.setdefault(record.verdict, []).append(record)
+        by_verdict.setdefault(domains.get(record.domain).form.class_of(record.verdict), []).append(record)
     ranked = sorted(
         ((position + 0.5) / len(group), record.id)
         for group in by_verdict.values()
@@ -276,12 +278,14 @@ def read_cases(directory: Path) -> list[dict[str, Any]]:
 
 
 def _references(
-    domain: str, train: Sequence[Record], records: Sequence[Record], answers: Sequence[Mapping[str, Any]]
+    domain: Domain, train: Sequence[Record], records: Sequence[Record], answers: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """What a model must beat; of a rule that answered the same cases `difference` is the model's accuracy minus its."""
     rule, experts = majority_rule(train), [record.verdict for record in records]
     given = [rule(record) for record in records]
     scores = verdict_metric().compute(predictions=given, references=experts)
+    if not domain.form.labels:
+        scores = {"accuracy": scores["accuracy"]}
     said = [answer["verdict"] for answer in answers]
     right = [[one == expert for one, expert in zip(verdicts, experts, strict=True)] for verdicts in (given, said)]
     only_rule, only_model, _ = mcnemar(*right)
@@ -291,4 +295,4 @@ def _references(
         "difference": paired_score_interval(only_rule, only_model, len(records)).as_dict(),
         "note": "on these cases",
     }
-    return [always, HUMAN] if domain == "pubmedqa" else [always]
+    return [always, *(dict(published) for published in domain.references)]

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from medgrpo.completions import VERDICTS
+from medgrpo import domains
 from medgrpo.config import GateConfig
 from medgrpo.errors import InputError
 from medgrpo.evaluation.statistics import (
@@ -19,6 +19,7 @@ from medgrpo.evaluation.statistics import (
     mcnemar_one_sided,
     paired_score_interval,
 )
+from medgrpo.records import DEFAULT_DOMAIN
 
 Outcome = Literal["pass", "fail", "not enough evidence"]
 PASS: Outcome = "pass"
@@ -115,7 +116,7 @@ def judge(
             _strict_form(model, config),
             _faithfulness(model, config),
             _context_reliance(metrics.get("probes", {}).get(subject, {}), config),
-            _no_collapse(model, config),
+            _no_collapse(model, config, domains.get(metrics.get("domain", DEFAULT_DOMAIN)).form.labels),
             _reward_audit(audit_holes),
             _training_alarms(alarms),
             _no_leaks(metrics.get("contamination"), config, known=alarms is not None),
@@ -212,11 +213,13 @@ def _needed(where: str, drop: Mapping[str, Any], config: GateConfig) -> tuple[Ou
     return UNDECIDED, f"{said}: that may be chance."
 
 
-def _no_collapse(model: Mapping[str, Any], config: GateConfig) -> Check:
+def _no_collapse(model: Mapping[str, Any], config: GateConfig, verdicts: Sequence[str]) -> Check:
     name, recall = "no collapse", model.get("recall", {})
+    if not verdicts:
+        return Check(name, PASS, "Answers are open: there is no verdict that all of them could collapse to.")
     judged = {verdict: one for verdict, one in recall.items() if one["n"] >= config.recall_cases}
-    rest = [f"{verdict} ({recall[verdict]['n'] if verdict in recall else 0})" for verdict in VERDICTS]
-    rest = [said for verdict, said in zip(VERDICTS, rest, strict=True) if verdict not in judged]
+    rest = [f"{verdict} ({recall[verdict]['n'] if verdict in recall else 0})" for verdict in verdicts]
+    rest = [said for verdict, said in zip(verdicts, rest, strict=True) if verdict not in judged]
     few = f"Fewer than {config.recall_cases} cases, so not judged: {_listed(rest)}." if rest else ""
     if len(judged) < 2:
         reason = f"{few} Whether a model gives one verdict to everything shows only on two verdicts with enough cases."

@@ -10,12 +10,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medgrpo import domains
 from medgrpo.completions import VERDICTS
 from medgrpo.evaluation.report_words import label as model_label
 from medgrpo.evaluation.report_words import number, ordered, probe_label, quantity
+from medgrpo.records import DEFAULT_DOMAIN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,13 +39,7 @@ WATCHED: Curves = (
     ("watch/unsupported_figures", "invented figures", ORANGE, "-."),
     ("watch/copied_share", "copied", PURPLE, ":"),
 )
-SAID: Curves = (
-    ("watch/verdict_yes", "yes", BLUE, "-"),
-    ("watch/verdict_no", "no", ORANGE, "--"),
-    ("watch/verdict_maybe", "maybe", GREEN, "-."),
-    ("watch/verdict_none", "unreadable", PURPLE, ":"),
-)
-COLUMNS = (*VERDICTS, "none")
+LABEL_STYLES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."))
 SMOOTH_FROM = 30  # with fewer points a running mean hides more than it shows
 LARGEST = 1e12  # beyond this a value is a diverged run, and matplotlib's axis arithmetic overflows
 
@@ -55,7 +52,7 @@ def reward_curves(training: Sequence[Mapping[str, Any]]) -> str:
     if figure is None:
         return ""
     label = "Mean reward by GRPO step, total and by pillar." + _journey(*_points(training, "grpo", "reward"))
-    return _svg(figure, label)
+    return svg_text(figure, label)
 
 
 def watched_curves(training: Sequence[Mapping[str, Any]]) -> str:
@@ -64,13 +61,23 @@ def watched_curves(training: Sequence[Mapping[str, Any]]) -> str:
     if figure is None:
         return ""
     label = "Strict form, groups without spread, invented figures and copied share by GRPO step. Strict form:"
-    return _svg(figure, label + _journey(*_points(training, "grpo", "watch/strict_form")).lower())
+    return svg_text(figure, label + _journey(*_points(training, "grpo", "watch/strict_form")).lower())
 
 
-def verdict_curves(training: Sequence[Mapping[str, Any]]) -> str:
-    """SVG of the shares of the verdicts that sampled completions gave, by GRPO step; "" where none was logged."""
-    figure = _curves_figure(training, SAID, "share of completions")
-    return _svg(figure, "Verdicts of the sampled completions by GRPO step.") if figure else ""
+def verdict_curves(training: Sequence[Mapping[str, Any]], labels: Sequence[str] = VERDICTS) -> str:
+    """SVG of the shares of the verdicts that sampled completions gave, by GRPO step; "" where none was logged.
+
+    Where answers are open (no labels) it shows the share of unreadable ones.
+    """
+    figure = _curves_figure(training, _said_curves(labels), "share of completions")
+    return svg_text(figure, "Verdicts of the sampled completions by GRPO step.") if figure else ""
+
+
+def _said_curves(labels: Sequence[str]) -> Curves:
+    named = tuple(
+        (f"watch/verdict_{label}", label, *style) for label, style in zip(labels, cycle(LABEL_STYLES), strict=False)
+    )
+    return (*named, ("watch/verdict_none", "unreadable", PURPLE, ":"))
 
 
 def warmup_loss(training: Sequence[Mapping[str, Any]]) -> str:
@@ -78,21 +85,24 @@ def warmup_loss(training: Sequence[Mapping[str, Any]]) -> str:
     figure = _loss_figure(training)
     if figure is None:
         return ""
-    return _svg(figure, "Loss by warm-up step." + _journey(*_points(training, "warmup", "loss")))
+    return svg_text(figure, "Loss by warm-up step." + _journey(*_points(training, "warmup", "loss")))
 
 
-def confusion(matrix: Mapping[str, Mapping[str, Any]], title: str) -> str:
+def confusion(matrix: Mapping[str, Mapping[str, Any]], title: str, labels: Sequence[str] = VERDICTS) -> str:
     """SVG heat map of a confusion matrix: rows are the expert's verdict, columns the model's, "none" is unreadable.
 
     Args:
         matrix: expert verdict -> model verdict or "none" -> number of cases, or None or NaN where there are none.
         title: the model's name.
+        labels: the verdicts in their order; without any the result is "".
     """
+    if not labels:
+        return ""
     rows = [
-        f"Expert {row}: " + ", ".join(f"{_column(column)} {_count(matrix, row, column)}" for column in COLUMNS)
-        for row in VERDICTS
+        f"Expert {row}: " + ", ".join(f"{_column(column)} {_count(matrix, row, column)}" for column in _columns(labels))
+        for row in labels
     ]
-    return _svg(_confusion_figure(matrix, title), f"Confusion matrix of {title}. {'. '.join(rows)}.")
+    return svg_text(_confusion_figure(matrix, title, labels), f"Confusion matrix of {title}. {'. '.join(rows)}.")
 
 
 def probed(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -122,7 +132,7 @@ def probe_effects(probes: Mapping[str, Mapping[str, Any]], title: str) -> str:
         f"{_said(values.get('flips'))}"
         for probe, values in probes.items()
     ]
-    return _svg(_probes_figure(probes), f"Context probes of {title}. {'. '.join(said)}.")
+    return svg_text(_probes_figure(probes), f"Context probes of {title}. {'. '.join(said)}.")
 
 
 def calibration(bins: Sequence[Mapping[str, Any]], title: str) -> str:
@@ -137,19 +147,22 @@ def calibration(bins: Sequence[Mapping[str, Any]], title: str) -> str:
         f"of {one.get('n')}"
         for one in bins
     ]
-    return _svg(_calibration_figure(bins, title), f"Calibration of {title}: {'; '.join(said)}.")
+    return svg_text(_calibration_figure(bins, title), f"Calibration of {title}: {'; '.join(said)}.")
 
 
 def save_plots(directory: Path, metrics: Mapping[str, Any], training: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Write every figure that has data as a PNG file into `directory`; returns the paths."""
+    labels = domains.get(metrics.get("domain") or DEFAULT_DOMAIN).form.labels
     figures = {
         "rewards": _curves_figure(training, REWARDS, "mean reward per completion"),
         "watched": _curves_figure(training, WATCHED, "share"),
-        "verdicts": _curves_figure(training, SAID, "share of completions"),
+        "verdicts": _curves_figure(training, _said_curves(labels), "share of completions"),
         "warmup_loss": _loss_figure(training),
     }
     for model, values in metrics.get("models", {}).items():
-        figures[f"confusion_{_file_name(model)}"] = _confusion_figure(values.get("confusion") or {}, model)
+        if labels:
+            matrix = values.get("confusion") or {}
+            figures[f"confusion_{_file_name(model)}"] = _confusion_figure(matrix, model, labels)
     for model, probes in probed(metrics).items():
         figures[f"probes_{_file_name(model)}"] = _probes_figure(probes)
     for model, bins in calibrated(metrics).items():
@@ -194,7 +207,7 @@ def _running_mean(values: Sequence[float]) -> list[float]:
     return [sum(head) / len(head) for head in heads]
 
 
-def _axes(size: tuple[float, float]) -> "tuple[Figure, Axes]":
+def new_axes(size: tuple[float, float]) -> "tuple[Figure, Axes]":
     """An empty figure in the house look: no frame, quiet ticks, ink that follows the page."""
     from matplotlib.figure import Figure
 
@@ -230,7 +243,7 @@ def _curves_figure(training: Sequence[Mapping[str, Any]], curves: Curves, y: str
     points = {key: _points(training, "grpo", key) for key, *_ in curves}
     if not any(steps for steps, _ in points.values()):
         return None
-    figure, axes = _axes((4.7, 3.1))
+    figure, axes = new_axes((4.7, 3.1))
     for key, label, colour, dash in curves:
         if points[key][0]:
             _draw(axes, points[key], label, colour, dash)
@@ -243,7 +256,7 @@ def _loss_figure(training: Sequence[Mapping[str, Any]]) -> "Figure | None":
     points = _points(training, "warmup", "loss")
     if not points[0]:
         return None
-    figure, axes = _axes((4.7, 3.1))
+    figure, axes = new_axes((4.7, 3.1))
     _draw(axes, points, "loss", BLUE, "-")
     axes.set_ylim(bottom=min(0.0, *points[1]))
     _label_curves(axes, "warm-up step", "loss per token (nats)")
@@ -251,7 +264,7 @@ def _loss_figure(training: Sequence[Mapping[str, Any]]) -> "Figure | None":
 
 
 def _probes_figure(probes: Mapping[str, Mapping[str, Any]]) -> "Figure":
-    figure, axes = _axes((4.7, 0.95 + 0.5 * len(probes)))
+    figure, axes = new_axes((4.7, 0.95 + 0.5 * len(probes)))
     axes.axvline(0, color=INK, linewidth=1, alpha=0.5)
     series = (("drop", "accuracy lost", BLUE, "o", -0.13), ("flips", "verdicts changed", ORANGE, "s", 0.13))
     for key, name, colour, marker, shift in series:
@@ -275,7 +288,7 @@ def _bounds(cell: Any) -> tuple[float, float, float] | None:
 
 
 def _calibration_figure(bins: Sequence[Mapping[str, Any]], title: str) -> "Figure":
-    figure, axes = _axes((3.4, 3.1))
+    figure, axes = new_axes((3.4, 3.1))
     axes.plot([0, 100], [0, 100], color=INK, alpha=0.4, linewidth=1, linestyle=":")
     known = [
         one for one in bins if number(one.get("confidence")) is not None and number(one.get("accuracy")) is not None
@@ -296,15 +309,20 @@ def _title(axes: "Axes", title: str) -> None:
     axes.set_title(title, color=INK, fontsize=11, fontweight="bold", loc="left", parse_math=False)
 
 
-def _confusion_figure(matrix: Mapping[str, Mapping[str, Any]], title: str) -> "Figure":
-    figure, axes = _axes((3.4, 2.75))
-    for y, row in enumerate(VERDICTS):
-        total = sum(_cell(matrix, row, column) or 0 for column in COLUMNS)
-        for x, column in enumerate(COLUMNS):
+def _columns(labels: Sequence[str]) -> tuple[str, ...]:
+    return (*labels, "none")
+
+
+def _confusion_figure(matrix: Mapping[str, Mapping[str, Any]], title: str, labels: Sequence[str]) -> "Figure":
+    figure, axes = new_axes((3.4, 2.75))
+    columns = _columns(labels)
+    for y, row in enumerate(labels):
+        total = sum(_cell(matrix, row, column) or 0 for column in columns)
+        for x, column in enumerate(columns):
             _draw_cell(axes, (x, y), _cell(matrix, row, column), total)
-    axes.set(xlim=(-0.55, len(COLUMNS) - 0.45), ylim=(len(VERDICTS) - 0.45, -0.55))
-    axes.set_xticks(range(len(COLUMNS)), [_column(column) for column in COLUMNS])
-    axes.set_yticks(range(len(VERDICTS)), VERDICTS)
+    axes.set(xlim=(-0.55, len(columns) - 0.45), ylim=(len(labels) - 0.45, -0.55))
+    axes.set_xticks(range(len(columns)), [_column(column) for column in columns])
+    axes.set_yticks(range(len(labels)), labels)
     axes.tick_params(labelsize=8)
     axes.set_xlabel("model's verdict", color=INK, fontsize=9)
     axes.set_ylabel("expert's verdict", color=INK, fontsize=9)
@@ -349,7 +367,7 @@ def _column(column: str) -> str:
     return "unreadable" if column == "none" else column
 
 
-def _svg(figure: "Figure", label: str) -> str:
+def svg_text(figure: "Figure", label: str) -> str:
     """The figure as an `<svg>` element to stand inside a page, with real text and the page's text colour."""
     import matplotlib
 

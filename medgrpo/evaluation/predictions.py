@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from medgrpo.config import EvaluationConfig
-from medgrpo.domains.pubmedqa import read_json_object, read_text
 from medgrpo.errors import InputError
 from medgrpo.evaluation.scoring import compare, official_score, verdict_metrics
+from medgrpo.jsonfiles import read_json_object, read_text
 
 ID_NAMES = ("id", "pmid", "pubid")
 VERDICT_NAMES = ("verdict", "prediction", "final_decision", "answer", "label")

@@ -15,11 +15,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medgrpo import domains
 from medgrpo.evaluation import plots, report_tables
 from medgrpo.evaluation import report_words as words
 from medgrpo.evaluation.report_cases import case_view
 from medgrpo.evaluation.report_words import Row
 from medgrpo.manifests import write_text
+from medgrpo.records import DEFAULT_DOMAIN
 from medgrpo.training.metrics import raised_alarms
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ def render_report(
     """
     models = words.ordered(metrics["models"])
     subject = words.subject_of(metrics["models"])
+    form = domains.get(metrics.get("domain") or DEFAULT_DOMAIN).form
     return _template().render(
         name=run["name"],
         facts=_facts({"domain": metrics.get("domain"), **run}, subject),
@@ -55,14 +58,14 @@ def render_report(
         alarms=[str(alarm) for alarm in raised_alarms(training)],
         labels={model: words.label(model) for model in models},
         subject={"label": words.label(subject), "name": words.name(subject)},
-        metric_groups=report_tables.metric_groups(metrics, models),
+        metric_groups=report_tables.metric_groups(metrics, models, form.labels),
         comparisons=[report_tables.comparison(row) for row in metrics.get("comparisons", [])],
         references=[report_tables.reference(row, metrics["models"]) for row in metrics.get("references", [])],
         probes=report_tables.probe_tables(metrics),
         slices=report_tables.slice_tables(metrics, models),
         look_alikes=report_tables.look_alikes(metrics.get("contamination"), cases),
-        figures=_figures(metrics, models, training),
-        cases=[case_view(case) for case in cases],
+        figures=_figures(metrics, models, training, form.labels),
+        cases=[case_view(case, form) for case in cases],
         filters=words.references(models),
         weights=[(words.label(model), known) for model, known in (run.get("weights") or {}).items()],
         data=_data(run.get("data") or {}),
@@ -200,7 +203,7 @@ def _alarm_note(training: Sequence[Row]) -> list[str]:
     return [f"Alarms rang during the training ({', '.join(names)}); what they said is under Training."] if names else []
 
 
-def _figures(metrics: Row, models: Sequence[str], training: Sequence[Row]) -> dict[str, Any]:
+def _figures(metrics: Row, models: Sequence[str], training: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
     """The plots as markup: the only text of the page that is not escaped, and none of it comes from a model."""
     from markupsafe import Markup
 
@@ -209,10 +212,12 @@ def _figures(metrics: Row, models: Sequence[str], training: Sequence[Row]) -> di
     return {
         "rewards": Markup(plots.reward_curves(training)),
         "watched": Markup(plots.watched_curves(training)),
-        "verdicts": Markup(plots.verdict_curves(training)),
+        "verdicts": Markup(plots.verdict_curves(training, labels)),
         "loss": Markup(plots.warmup_loss(training)),
         "confusion": [
-            Markup(plots.confusion(values[model].get("confusion") or {}, words.label(model))) for model in models
+            Markup(plots.confusion(values[model].get("confusion") or {}, words.label(model), labels))
+            for model in models
+            if labels
         ],
         "probes": [Markup(plots.probe_effects(probes, words.label(model))) for model, probes in probed.items()],
         "calibration": [Markup(plots.calibration(bins, words.label(model))) for model, bins in calibrated.items()],

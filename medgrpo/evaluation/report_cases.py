@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from medgrpo.completions import VERDICTS, parse_completion
+from medgrpo.completions import VERDICT_FORM, AnswerForm, parse_completion
 from medgrpo.evaluation import report_words as words
 from medgrpo.evaluation.report_words import Row
 
@@ -15,8 +15,8 @@ SUPPORTED, UNSUPPORTED = 1, 2
 Piece = tuple[str, int]
 
 
-def case_view(case: Row) -> dict[str, Any]:
-    """One case as the page shows it, with what the filters ask about."""
+def case_view(case: Row, form: AnswerForm = VERDICT_FORM) -> dict[str, Any]:
+    """One case as the page shows it, with what the filters ask about; `form` is that of its answers."""
     answers = case.get("answers") or {}
     subject = words.subject_of(answers)
     right = {model: answers[model].get("verdict") == case["expert"] for model in answers}
@@ -24,9 +24,9 @@ def case_view(case: Row) -> dict[str, Any]:
         **{key: case.get(key) for key in ("id", "question", "expert", "long_answer", "synthetic")},
         "right": right.get(subject, False),
         "changes": _changes(right, subject),
-        "answers": [_answer(model, answers[model], right[model]) for model in words.ordered(answers)],
+        "answers": [_answer(model, answers[model], right[model], form) for model in words.ordered(answers)],
         "abstract": _abstract(case.get("contexts") or [], answers, subject),
-        "probes": _probes(case.get("probes") or {}, (answers.get(subject) or {}).get("verdict")),
+        "probes": _probes(case.get("probes") or {}, (answers.get(subject) or {}).get("verdict"), form),
         "invents": bool(((answers.get(subject) or {}).get("figures") or {}).get("unsupported")),
     }
 
@@ -48,7 +48,7 @@ def _word(right: bool) -> str:
     return "right" if right else "wrong"
 
 
-def _answer(model: str, answer: Row, right: bool) -> dict[str, Any]:
+def _answer(model: str, answer: Row, right: bool, form: AnswerForm) -> dict[str, Any]:
     """One model's answer: the thought, with its citations, where there is one, else all it wrote."""
     text, thought = answer.get("text") or "", answer.get("thought") or ""
     verdict = answer.get("verdict")
@@ -58,7 +58,7 @@ def _answer(model: str, answer: Row, right: bool) -> dict[str, Any]:
     kinds = ("", "supported", "unsupported", "unsupported")
     return {
         "model": words.label(model),
-        "verdict": verdict if verdict in VERDICTS else None,
+        "verdict": verdict if _is_answer(verdict, form) else None,
         "mark": _word(right),
         "said": [(piece, kinds[flags]) for piece, flags in pieces],
         "is_thought": bool(thought),
@@ -66,6 +66,11 @@ def _answer(model: str, answer: Row, right: bool) -> dict[str, Any]:
         "notes": _notes(answer, well_formed),
         "unsupported": (answer.get("figures") or {}).get("unsupported") or [],
     }
+
+
+def _is_answer(verdict: Any, form: AnswerForm) -> bool:
+    """Whether a file's verdict is an answer of this form: a label, or where answers are open any text."""
+    return verdict in form.labels if form.labels else bool(verdict) and isinstance(verdict, str)
 
 
 def _notes(answer: Row, well_formed: bool) -> list[str]:
@@ -107,14 +112,14 @@ def _cited(section: int, models: Sequence[str], answers: Row) -> list[tuple[int,
     ]
 
 
-def _probes(probes: Row, own: str | None) -> list[dict[str, Any]]:
+def _probes(probes: Row, own: str | None, form: AnswerForm) -> list[dict[str, Any]]:
     """What the probed model answered without its evidence, and whether that is another verdict than its own."""
     return [
         {
             "label": words.probe_label(name),
             "verdict": answer.get("verdict"),
             "flipped": answer.get("verdict") != own,
-            "text": parse_completion(answer.get("text") or "").thought or answer.get("text") or "",
+            "text": parse_completion(answer.get("text") or "", form).thought or answer.get("text") or "",
         }
         for name, answer in probes.items()
     ]

@@ -4,20 +4,13 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from medgrpo.completions import VERDICTS
 from medgrpo.evaluation import report_words as words
 from medgrpo.evaluation.report_words import DASH, Row
 
+Entry = tuple[tuple[str, ...], str, str, str]
 # Path in a model's metrics, label, what it is, unit; under a heading each.
-METRICS: dict[str, tuple[tuple[tuple[str, ...], str, str, str], ...]] = {
-    "Verdict": (
-        (("accuracy",), "Accuracy", "the expert's verdict was given; an unreadable answer counts as wrong", "%"),
-        (("macro_f1",), "Macro-F1", "mean of the three F1 scores: every verdict counts the same", "%"),
-        *((("f1", verdict), f"F1, {verdict}", "", "%") for verdict in ("yes", "no", "maybe")),
-        *(
-            (("recall", verdict), f"Recall, {verdict}", f"share of the expert's {verdict} that the model found", "%")
-            for verdict in ("yes", "no", "maybe")
-        ),
-    ),
+METRICS: dict[str, tuple[Entry, ...]] = {
     "Form": (
         (("parsed",), "Readable verdict", "a verdict could be read, in whatever form", "%"),
         (("strict_form",), "Strict form", "exactly one thought, then one answer", "%"),
@@ -97,10 +90,23 @@ def _kind(outcome: str) -> str:
     return OUTCOMES.get(outcome, "unsure")
 
 
-def metric_groups(metrics: Row, models: Sequence[str]) -> list[dict[str, Any]]:
+def verdict_entries(labels: Sequence[str]) -> tuple[Entry, ...]:
+    """What is measured of the verdicts: of each label too, where there are labels."""
+    return (
+        (("accuracy",), "Accuracy", "the expert's verdict was given; an unreadable answer counts as wrong", "%"),
+        (("macro_f1",), "Macro-F1", "mean of the three F1 scores: every verdict counts the same", "%"),
+        *((("f1", verdict), f"F1, {verdict}", "", "%") for verdict in labels),
+        *(
+            (("recall", verdict), f"Recall, {verdict}", f"share of the expert's {verdict} that the model found", "%")
+            for verdict in labels
+        ),
+    )
+
+
+def metric_groups(metrics: Row, models: Sequence[str], labels: Sequence[str] = VERDICTS) -> list[dict[str, Any]]:
     """The metrics under their headings: one row per metric that was measured, one cell per model."""
     groups = []
-    for heading, entries in METRICS.items():
+    for heading, entries in {"Verdict": verdict_entries(labels), **METRICS}.items():
         rows = []
         for path, label, meaning, unit in entries:
             cells = [metric_cell(metrics["models"][model], path, unit) for model in models]

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from medgrpo.completions import VERDICTS, parse_completion
+from medgrpo import domains
+from medgrpo.completions import VERDICT_FORM, VERDICTS, AnswerForm, parse_completion
 from medgrpo.config import EvaluationConfig, RewardConfig
 from medgrpo.errors import InputError
-from medgrpo.evaluation.conclusions import disagrees
 from medgrpo.evaluation.generate import Generation
 from medgrpo.evaluation.statistics import (
     Interval,
@@ -27,7 +27,7 @@ from medgrpo.evaluation.statistics import (
     wilson,
 )
 from medgrpo.records import Record
-from medgrpo.rewards.grounding import Evidence, evidence, grounding
+from medgrpo.rewards.grounding import Evidence
 
 UNREADABLE = "none"
 
@@ -67,21 +67,21 @@ def official_score(predictions: Mapping[str, str | None], truth: Mapping[str, st
 
 def answer_row(record: Record, generations: Sequence[Generation], rewards: RewardConfig) -> dict[str, Any]:
     """One model's answer to one case, as it stands in predictions.jsonl: the first generation, and the others' vote."""
-    generation = generations[0]
-    vote = {"vote": count_votes([parse_completion(g.text).verdict for g in generations])} if generations[1:] else {}
-    completion = parse_completion(generation.text)
-    found = evidence(completion.thought, record.contexts, record.question)
+    generation, domain = generations[0], domains.get(record.domain)
+    completion, *sampled = [parse_completion(given.text, domain.form) for given in generations]
+    verdicts = [completion.verdict, *(one.verdict for one in sampled)]
+    found = domain.evidence(completion.thought, record.contexts, record.question)
     return {
         "text": generation.text,
         "thought": completion.thought,
         "verdict": completion.verdict,
         "well_formed": completion.well_formed,
         "tokens": generation.tokens,
-        "grounding": grounding(completion.thought, record.contexts, record.question, rewards),
+        "grounding": domain.grounding(completion.thought, record.contexts, record.question, rewards),
         "figures": {"supported": list(found.supported), "unsupported": list(found.unsupported)},
-        "disagrees": disagrees(completion.thought, completion.verdict, record.question),
+        "disagrees": domain.disagrees(completion.thought, completion.verdict, record.question),
         **citations(found, record.contexts),
-        **vote,
+        **({"vote": count_votes(verdicts, domain.form)} if sampled else {}),
     }
 
 
@@ -94,6 +94,7 @@ def citations(found: Evidence, contexts: Sequence[str]) -> dict[str, list[list[i
     Returns:
         spans: [start, end, whether supported] in the thought; cited: [section, start, end] in `contexts`.
 
+    >>> from medgrpo.rewards.grounding import evidence
     >>> citations(evidence("Pain fell by 2.", ["Placebo.", "Pain fell by 2."]), ["Placebo.", "Pain fell by 2."])
     {'spans': [[0, 14, True], [13, 14, True]], 'cited': [[1, 0, 14], [1, 13, 14]]}
     """
@@ -111,18 +112,20 @@ def citations(found: Evidence, contexts: Sequence[str]) -> dict[str, list[list[i
     }
 
 
-def count_votes(verdicts: Sequence[str | None]) -> dict[str, Any]:
+def count_votes(verdicts: Sequence[str | None], form: AnswerForm = VERDICT_FORM) -> dict[str, Any]:
     """Majority of the sampled verdicts, the share of all samples that agree with it, and with the greedy verdict.
 
     Args:
         verdicts: the greedy verdict, which decides a tie that it is part of, then the sampled ones; None is unreadable.
+        form: the answers that are counted; of open ones those that occur, in the order in which they do.
 
     >>> count_votes(["no", "yes", "no", "yes", "no", None])
     {'verdict': 'no', 'agreement': 0.4, 'confidence': 0.4, 'counts': {'yes': 2, 'no': 2, 'maybe': 0}}
     """
     greedy, *sampled = verdicts
-    counts = {verdict: sampled.count(verdict) for verdict in VERDICTS}
-    most = max(counts.values())
+    said = form.labels or dict.fromkeys(verdict for verdict in sampled if verdict is not None)
+    counts = {verdict: sampled.count(verdict) for verdict in said}
+    most = max(counts.values(), default=0)
     leading = [verdict for verdict, count in counts.items() if count == most]
     winner = (greedy if greedy in leading else leading[0]) if most else None
     confidence = counts.get(greedy or "", 0) / len(sampled)
@@ -130,7 +133,10 @@ def count_votes(verdicts: Sequence[str | None]) -> dict[str, Any]:
 
 
 def model_metrics(
-    experts: Sequence[str], answers: Sequence[Mapping[str, Any]], config: EvaluationConfig
+    experts: Sequence[str],
+    answers: Sequence[Mapping[str, Any]],
+    config: EvaluationConfig,
+    form: AnswerForm = VERDICT_FORM,
 ) -> dict[str, Any]:
     """All metrics of one model, each {value, low, high, n} with its 95 % interval.
 
@@ -138,25 +144,35 @@ def model_metrics(
         experts: the expert's verdict on each case, shape [n].
         answers: the model's answers as `answer_row` gives them, shape [n].
         config: number of resamples and their seed.
+        form: the answers that there are; open ones have no F1, recall and confusion.
     """
     n = len(experts)
     return {
-        **verdict_metrics(experts, [answer["verdict"] or "" for answer in answers], config),
+        **verdict_metrics(experts, [answer["verdict"] or "" for answer in answers], config, form),
         "strict_form": wilson(sum(answer["well_formed"] for answer in answers), n).as_dict(),
         "parsed": wilson(sum(answer["verdict"] is not None for answer in answers), n).as_dict(),
         "grounding": _mean([answer["grounding"] for answer in answers], config),
         "mean_length": _mean([answer["tokens"] for answer in answers], config),
         "faithfulness": faithfulness(answers, config),
-        **({"vote": vote_metrics(experts, answers, config)} if "vote" in answers[0] else {}),
+        **({"vote": vote_metrics(experts, answers, config, form)} if "vote" in answers[0] else {}),
     }
 
 
-def verdict_metrics(experts: Sequence[str], verdicts: Sequence[str], config: EvaluationConfig) -> dict[str, Any]:
-    """What verdicts alone tell: accuracy, macro-F1, F1 and recall of each verdict, confusion; "" is unreadable."""
-    matrix = confusion(experts, verdicts)
+def verdict_metrics(
+    experts: Sequence[str], verdicts: Sequence[str], config: EvaluationConfig, form: AnswerForm = VERDICT_FORM
+) -> dict[str, Any]:
+    """What verdicts alone tell: accuracy, macro-F1, F1 and recall of each verdict, confusion; "" is unreadable.
+
+    Of open answers it is their accuracy alone.
+    """
+    right = sum(verdict == expert for expert, verdict in zip(experts, verdicts, strict=True))
+    accuracy = {"accuracy": wilson(right, len(experts)).as_dict()}
+    if not form.labels:
+        return accuracy
+    matrix = confusion(experts, verdicts, form.labels)
     return {
-        "accuracy": wilson(sum(matrix[verdict][verdict] for verdict in VERDICTS), len(experts)).as_dict(),
-        **f1_metrics(experts, verdicts, config),
+        **accuracy,
+        **f1_metrics(experts, verdicts, config, form.labels),
         "recall": {
             verdict: wilson(row[verdict], sum(row.values())).as_dict()
             for verdict, row in matrix.items()
@@ -166,18 +182,20 @@ def verdict_metrics(experts: Sequence[str], verdicts: Sequence[str], config: Eva
     }
 
 
-def f1_metrics(experts: Sequence[str], verdicts: Sequence[str], config: EvaluationConfig) -> dict[str, Any]:
+def f1_metrics(
+    experts: Sequence[str], verdicts: Sequence[str], config: EvaluationConfig, known: Sequence[str] = VERDICTS
+) -> dict[str, Any]:
     """Macro-F1 as the official scorer averages it, and F1 of each verdict that occurs; "" is an unreadable answer."""
-    expected, predicted = _codes(experts), _codes(verdicts)
+    expected, predicted = _codes(experts, known), _codes(verdicts, known)
     labels = _labels(expected, predicted)
-    values = f1_scores(expected, predicted, range(len(VERDICTS)))
-    resampled = resampled_f1(expected, predicted, range(len(VERDICTS)), config.resamples, config.seed)
+    values = f1_scores(expected, predicted, range(len(known)))
+    resampled = resampled_f1(expected, predicted, range(len(known)), config.resamples, config.seed)
     macro = percentile_interval(float(values[labels].mean()), resampled[:, labels].mean(axis=1), len(experts))
     return {
         "macro_f1": macro.as_dict(),
         "f1": {
             verdict: _f1_interval(expected == code, predicted == code, resampled[:, code]).as_dict()
-            for code, verdict in enumerate(VERDICTS)
+            for code, verdict in enumerate(known)
             if (expected == code).any()
         },
     }
@@ -217,7 +235,10 @@ def faithfulness(answers: Sequence[Mapping[str, Any]], config: EvaluationConfig)
 
 
 def vote_metrics(
-    experts: Sequence[str], answers: Sequence[Mapping[str, Any]], config: EvaluationConfig
+    experts: Sequence[str],
+    answers: Sequence[Mapping[str, Any]],
+    config: EvaluationConfig,
+    form: AnswerForm = VERDICT_FORM,
 ) -> dict[str, Any]:
     """How good the majority of the sampled verdicts is, and whether agreement tells right from wrong.
 
@@ -229,21 +250,25 @@ def vote_metrics(
     confidence = np.array([vote["confidence"] for vote in votes], dtype=float)
     greedy_right = np.array([answer["verdict"] == expert for answer, expert in zip(answers, experts, strict=True)])
     certain = agreement == 1
+    said = [vote["verdict"] or "" for vote in votes]
+    f1 = f1_metrics(experts, said, config, form.labels) if form.labels else {}
     unanimous = {"unanimous_accuracy": wilson(int(right[certain].sum()), int(certain.sum())).as_dict()}
     return {
         "accuracy": wilson(int(right.sum()), len(experts)).as_dict(),
-        "macro_f1": f1_metrics(experts, [vote["verdict"] or "" for vote in votes], config)["macro_f1"],
+        **({"macro_f1": f1["macro_f1"]} if f1 else {}),
         "agreement": _mean(agreement, config),
         "calibration": calibration(confidence, greedy_right, config.resamples, config.seed),
         **(unanimous if certain.any() else {}),
     }
 
 
-def confusion(experts: Sequence[str], verdicts: Sequence[str]) -> dict[str, dict[str, int]]:
+def confusion(
+    experts: Sequence[str], verdicts: Sequence[str], labels: Sequence[str] = VERDICTS
+) -> dict[str, dict[str, int]]:
     """How often each expert verdict (rows) met each verdict of the model (columns, unreadable ones last)."""
     pairs = list(zip(experts, verdicts, strict=True))
-    columns = {**{verdict: verdict for verdict in VERDICTS}, UNREADABLE: ""}
-    return {row: {name: pairs.count((row, verdict)) for name, verdict in columns.items()} for row in VERDICTS}
+    columns = {**{verdict: verdict for verdict in labels}, UNREADABLE: ""}
+    return {row: {name: pairs.count((row, verdict)) for name, verdict in columns.items()} for row in labels}
 
 
 def compare(
@@ -252,23 +277,23 @@ def compare(
     experts: Sequence[str],
     answers: Mapping[str, Sequence[Mapping[str, Any]]],
     config: EvaluationConfig,
+    form: AnswerForm = VERDICT_FORM,
 ) -> dict[str, Any]:
     """Two models on the same cases: exact McNemar test, and differences (second minus first) with intervals.
+
+    Open answers have no macro-F1, and so no difference of it.
 
     `detectable` is the smallest true difference in accuracy that as many cases, with as many of them discordant, find
     with 80 % power at the two-sided level of 5 %.
     """
-    n, expected = len(experts), _codes(experts)
-    predicted = {name: _codes([answer["verdict"] or "" for answer in answers[name]]) for name in (first, second)}
-    right = {name: codes == expected for name, codes in predicted.items()}
+    n = len(experts)
+    given = {name: [answer["verdict"] or "" for answer in answers[name]] for name in (first, second)}
+    right = {
+        name: np.array([verdict == expert for verdict, expert in zip(verdicts, experts, strict=True)])
+        for name, verdicts in given.items()
+    }
     only_first, only_second, p_value = mcnemar(right[first].tolist(), right[second].tolist())
-    macro, resampled = {}, {}
-    for name, codes in predicted.items():
-        labels = _labels(expected, codes)
-        macro[name] = float(f1_scores(expected, codes, labels).mean())
-        resampled[name] = resampled_f1(expected, codes, labels, config.resamples, config.seed).mean(axis=1)
     detectable = detectable_difference(n, (only_first + only_second) / n)
-    macro_difference = percentile_interval(macro[second] - macro[first], resampled[second] - resampled[first], n)
     return {
         "first": first,
         "second": second,
@@ -276,9 +301,26 @@ def compare(
         "only_second": only_second,
         "p_value": p_value,
         "accuracy_difference": _mean(right[second].astype(float) - right[first], config),
-        "macro_f1_difference": macro_difference.as_dict(),
+        **(_macro_f1_difference(experts, given[first], given[second], config, form.labels) if form.labels else {}),
         "detectable": None if detectable != detectable else detectable,
     }
+
+
+def _macro_f1_difference(
+    experts: Sequence[str],
+    first: Sequence[str],
+    second: Sequence[str],
+    config: EvaluationConfig,
+    known: Sequence[str],
+) -> dict[str, Any]:
+    expected, n = _codes(experts, known), len(experts)
+    macro, resampled = [], []
+    for verdicts in (first, second):
+        codes = _codes(verdicts, known)
+        labels = _labels(expected, codes)
+        macro.append(float(f1_scores(expected, codes, labels).mean()))
+        resampled.append(resampled_f1(expected, codes, labels, config.resamples, config.seed).mean(axis=1))
+    return {"macro_f1_difference": percentile_interval(macro[1] - macro[0], resampled[1] - resampled[0], n).as_dict()}
 
 
 def _mean(values: Any, config: EvaluationConfig) -> dict[str, Any]:
@@ -290,6 +332,6 @@ def _labels(expected: np.ndarray, predicted: np.ndarray) -> list[int]:
     return sorted({*expected.tolist(), *predicted.tolist()} - {-1})
 
 
-def _codes(verdicts: Sequence[str]) -> np.ndarray:
-    """Index of each verdict in VERDICTS; -1 for an unreadable one."""
-    return np.array([VERDICTS.index(verdict) if verdict in VERDICTS else -1 for verdict in verdicts])
+def _codes(verdicts: Sequence[str], known: Sequence[str]) -> np.ndarray:
+    """Index of each verdict among the known ones; -1 for an unreadable one."""
+    return np.array([known.index(verdict) if verdict in known else -1 for verdict in verdicts])

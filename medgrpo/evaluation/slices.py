@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medgrpo.completions import VERDICTS
+from medgrpo import domains
 from medgrpo.config import EvaluationConfig
 from medgrpo.evaluation.statistics import wilson
 from medgrpo.records import Record
@@ -58,11 +58,12 @@ _Slice = tuple[str, tuple[str, ...], Callable[[Record], str]]
 
 
 def _slices(records: Sequence[Record]) -> list[_Slice]:
-    """Name, groups in order, and group of a record, of each slice."""
+    """Name, groups in order, and group of a record, of each slice; open answers make no groups."""
     short, long = _terciles([_words(record) for record in records])
     lengths = (f"up to {short} words", f"{short + 1} to {long} words", f"more than {long} words")
+    labels = domains.get(records[0].domain).form.labels
     return [
-        ("verdict", VERDICTS, lambda record: record.verdict),
+        ("verdict", labels, lambda record: record.verdict),
         ("abstract length", lengths, lambda record: lengths[int(np.searchsorted((short, long), _words(record)))]),
         ("figures", ("with figures", "without figures"), _figures_group),
         ("year", (*YEAR_BANDS, "unknown"), _year_group),

@@ -17,8 +17,8 @@ class VerdictMetric(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Accuracy and macro-F1 of yes/no/maybe verdicts, as in PubMedQA's official evaluation.",
-            citation="Jin et al. 2019, PubMedQA: A Dataset for Biomedical Research Question Answering.",
+            description="Accuracy and macro-F1 of yes/no/maybe verdicts, as the data's official scorer computes them.",
+            citation="Jin et al. 2019, arXiv 1909.06146.",
             inputs_description="predictions and references: lists of 'yes', 'no', 'maybe'; '' is an unreadable answer.",
             features=datasets.Features(
                 {"predictions": datasets.Value("string"), "references": datasets.Value("string")}

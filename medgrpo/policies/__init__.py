@@ -60,13 +60,24 @@ def hub_unreachable(source: str, error: Exception) -> ServiceUnreachable:
 
 def base_identity(config: PolicyConfig) -> str:
     """What tells the configured base from another: its name and revision, and of a local directory its content."""
+    base = describe_base(config)
+    return f"{base['name']}@{base['revision']}#{base['digest'] or ''}"
+
+
+def describe_base(config: PolicyConfig) -> dict[str, str | None]:
+    """The same in parts: `name`, `revision`, and `digest`, which only a local directory has."""
     directory = Path(config.base).expanduser()
-    content = _directory_digest(directory) if config.base != EMBEDDED_MODEL and directory.is_dir() else ""
-    return f"{config.base}@{config.revision}#{content}"
+    local = config.base != EMBEDDED_MODEL and directory.is_dir()
+    return {
+        "name": config.base,
+        "revision": config.revision,
+        "digest": directory_digest(directory) if local else None,
+    }
 
 
 @cache
-def _directory_digest(directory: Path) -> str:
+def directory_digest(directory: Path) -> str:
+    """sha256 of a directory's files, computed once in a process."""
     return describe(directory).sha256
 
 
@@ -129,7 +140,7 @@ def load_trainable(
     """The base, in float32 with transformers, with a trainable LoRA adapter: a fresh one, or a saved one to go on with.
 
     Args:
-        config: names the base and shapes a fresh adapter.
+        config: names the base and shapes a fresh adapter; its dropout is a saved one's too.
         adapter: directory of a saved one.
         device: where it goes; unset, the GPU where there is one.
 
@@ -140,15 +151,42 @@ def load_trainable(
 
     model, tokenizer = load_model(resolve_base(config), revision=config.revision, device=device)
     if adapter:
-        return _with_adapter(model, adapter, is_trainable=True), tokenizer
-    lora = LoraConfig(
+        with adapter_problems(adapter):
+            saved = LoraConfig.from_pretrained(str(adapter))
+        saved.lora_dropout = config.lora_dropout
+        return _with_adapter(model, adapter, is_trainable=True, config=saved), tokenizer
+    return get_peft_model(model, fresh_lora(config)), tokenizer
+
+
+def fresh_lora(config: PolicyConfig) -> Any:
+    """PEFT's settings of a fresh adapter."""
+    from peft import LoraConfig
+
+    return LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, lora), tokenizer
+
+
+def adapter_shapes(config: PolicyConfig) -> dict[str, tuple[int, ...]]:
+    """Name, as in a saved adapter's file, and shape of each matrix of a fresh adapter; no weights are loaded.
+
+    Raises:
+        InputError: the base is not a model.
+        ServiceUnreachable: a Hugging Face id whose files are neither cached nor reachable.
+    """
+    import torch
+    from peft import get_peft_model, get_peft_model_state_dict
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = _from_pretrained(AutoConfig, resolve_base(config), revision=config.revision)
+    with torch.device("meta"):
+        model = get_peft_model(AutoModelForCausalLM.from_config(settings), fresh_lora(config))
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: tuple(matrix.shape) for name, matrix in state.items()}
 
 
 def _with_adapter(model: Any, adapter: Path, **options: Any) -> Any:

@@ -32,6 +32,7 @@ from medgrpo.registry.runs import (
     open_run,
     sync_metrics,
 )
+from medgrpo.registry.trials import record_trial, trial_tags
 from medgrpo.registry.versions import holds, register
 
 __all__ = [
@@ -56,8 +57,10 @@ __all__ = [
     "model_card",
     "open_run",
     "parse_model_uri",
+    "record_trial",
     "register",
     "registered_name",
     "sync_metrics",
+    "trial_tags",
     "verify_version",
 ]

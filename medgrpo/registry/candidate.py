@@ -99,5 +99,5 @@ def read_evidence(candidate: Candidate) -> Evidence:
         raise InputError(f'{metrics}: expected {{"models": {{…}}}} with at least one model. Evaluate the model again.')
     judged = json.dumps([candidate.gate, candidate.champion], sort_keys=True).encode()
     digest = hashlib.sha256(metrics.read_bytes() + judged).hexdigest()
-    name = registered_name(candidate.config, data["synthetic"])
+    name = registered_name(candidate.config, data["domain"])
     return Evidence(candidate, name, values, digest, metrics.stat().st_mtime, data)

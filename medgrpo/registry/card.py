@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from medgrpo import domains
 from medgrpo.registry.candidate import NOT_EVALUATED, Evidence
 from medgrpo.registry.facts import UNKNOWN
 
@@ -10,27 +11,17 @@ CARD_FILE = "model_card.md"
 """The whole card among a run's artifacts."""
 # Results that a short card keeps, by the beginning of their names; the whole card has all but the confusion counts.
 MAIN_RESULTS = ("accuracy", "macro_f1", "strict_form", "recall", "grounding", "faithfulness")
-USE = (
-    "For research on models that answer from evidence: it reads one abstract, cites it in a thought and answers a "
-    "question with yes, no or maybe, so that a person can check the citations. **Not medical advice**: not for "
-    "diagnosis, treatment, triage, or any decision about a patient, and not validated for clinical use."
-)
-LIMITS = (
-    "It reads single English abstracts and is meant to know nothing beyond them. It may cite correctly and still "
-    "conclude wrongly, may be sure and wrong, and its verdict can be empty. Abstracts of other fields, kinds or years "
-    "than those it was measured on may be read worse. Its confidence is a share of agreeing answers, no probability "
-    "of being right."
-)
 SYNTHETIC_LIMIT = "Numbers on **synthetic** records say nothing about real abstracts."
 
 
 def model_card(evidence: Evidence, limit: int | None = None) -> str:
     """Markdown card of a candidate; one with a limit keeps the main results and has at most so many characters."""
+    said = domains.get(evidence.data["domain"]).card
     sections = {
-        "Intended use": [USE],
+        "Intended use": [said["intended_use"]],
         "Gate": list(_gate(evidence.candidate.gate)),
         "Evaluation": list(_evaluation(evidence, brief=limit is not None)),
-        "Limits": [LIMITS, *([SYNTHETIC_LIMIT] if evidence.data["synthetic"] else [])],
+        "Limits": [said["limitations"], *([SYNTHETIC_LIMIT] if evidence.data["synthetic"] else [])],
         "Training": list(_training(evidence)),
         "Data": list(_data(evidence)),
     }
@@ -42,15 +33,15 @@ def hub_card(evidence: Evidence) -> str:
     """The whole card as a README for the Hugging Face Hub, with its front matter."""
     from huggingface_hub import ModelCardData
 
-    config, facts = evidence.candidate.config, evidence.facts
+    config, facts, domain = evidence.candidate.config, evidence.facts, domains.get(evidence.data["domain"])
     front = ModelCardData(
         license=facts.licence if facts.licence != UNKNOWN else None,
         base_model=facts.hub_base,
-        datasets=[config.data.hub_id] if evidence.data["domain"] == "pubmedqa" else None,
+        datasets=[config.data.hub_id or domain.hub_id] if domain.hub_id else None,
         language="en",
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["medgrpo", "grpo", "medical", "question-answering", evidence.data["domain"]],
+        tags=["medgrpo", "grpo", *domain.topics, "question-answering", domain.name],
     )
     return f"---\n{front.to_yaml()}\n---\n\n# {evidence.name}\n\n{model_card(evidence)}"
 
@@ -108,6 +99,8 @@ def _training(evidence: Evidence) -> Iterator[str]:
     warmup = f"supervised warm-up ({config.warmup.epochs:g} epochs), then " if config.warmup.enabled else ""
     advice = "; find it out before you share the model" if facts.licence == UNKNOWN else ", which binds this model too"
     yield f"- Base model: {facts.base}{revision}; its licence: {facts.licence}{advice}"
+    if facts.started_from:
+        yield f"- Started from: the adapter of {facts.started_from['source']}, sha256 {facts.started_from['digest']}"
     yield (
         f"- Training: {warmup}GRPO, {grpo.steps} steps of {grpo.prompts_per_step} prompts x {grpo.group_size} "
         f"completions; LoRA rank {config.policy.lora_rank}, merged in float32"
@@ -120,12 +113,12 @@ def _training(evidence: Evidence) -> Iterator[str]:
 
 def _data(evidence: Evidence) -> Iterator[str]:
     data = evidence.data
-    origin = "**synthetic** records, invented by a generator" if data["synthetic"] else "expert-labelled abstracts"
+    origin = domains.get(data["domain"]).card["data"]
     sizes = ", ".join(
         f"{split} {sum(count.values()) if isinstance(count, Mapping) else count}"
         for split, count in data["counts"].items()
     )
-    yield f"- {data['domain']}, {origin} ({sizes})"
+    yield f"- {data['domain']} ({sizes}): {origin}"
     yield f"- sha256 of the data: {evidence.facts.data_digest}"
 
 

@@ -199,7 +199,7 @@ def open_registry(config: RunConfig) -> Iterator[Registry]:
         ServiceUnreachable: MLflow does not answer.
         InputError: it holds no such model.
     """
-    uri, name = resolve_mlflow_uri(config), registered_name(config, config.data.domain == "synthetic")
+    uri, name = resolve_mlflow_uri(config), registered_name(config, config.data.domain)
     client = connect(config)
     with plain_errors(uri), http_timeout(CALL_SECONDS):
         if not client.search_registered_models(f"name = '{name}'"):

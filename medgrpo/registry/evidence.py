@@ -23,6 +23,7 @@ from medgrpo.registry.runs import (
 from medgrpo.rewards.audit import AuditReport
 from medgrpo.runs import gate_reasons
 from medgrpo.training.metrics import METRICS_FILE, raised_alarms, read_metrics
+from medgrpo.training.start import adapter_digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,6 +39,10 @@ ALARMS_TAG = "medgrpo.alarms"
 GATE_TAG, GATE_REASONS_TAG = "medgrpo.gate", "medgrpo.gate_reasons"
 COMPARED_TAG = "medgrpo.compared_with"
 """Tag of a version: digest of the champion that its gate held it against, or "none"."""
+START_TAG, START_DIGEST_TAG = "medgrpo.started_from", "medgrpo.start_digest"
+"""Tags of a run and a version: the model whose adapter its training went on from, and the digest of that adapter."""
+ADAPTER_TAG, BASE_DIGEST_TAG = "medgrpo.adapter_digest", "medgrpo.base_digest"
+"""Tags of a version: digest of the adapter that its run keeps, and of its base where that is a directory."""
 PASS = "pass"
 """The gate's outcome that makes a version a candidate for review."""
 ADAPTER, CONFIG_FILE = "adapter", "config.json"
@@ -139,6 +144,10 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
         "medgrpo.domain": evidence.data["domain"],
         "medgrpo.synthetic": str(evidence.data["synthetic"]).lower(),
         "medgrpo.base": candidate.config.policy.base,
+        BASE_DIGEST_TAG: facts.base_digest,
+        ADAPTER_TAG: adapter_digest(candidate.adapter_dir) if candidate.adapter_dir.is_dir() else None,
+        START_TAG: facts.started_from.get("source"),
+        START_DIGEST_TAG: facts.started_from.get("digest"),
         "medgrpo.base_licence": facts.licence,
         f"medgrpo.{facts.device}_hours": None if facts.hours is None else f"{facts.hours:.4f}",
         "medgrpo.cost": None if facts.cost is None else f"{facts.cost:.4f}",

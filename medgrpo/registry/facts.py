@@ -36,6 +36,8 @@ class Facts:
         hours: hours of training, all attempts, summed over processes; None where device or time are not known.
         cost: hours at the configured price; None without one.
         used: what the training used (see `medgrpo.resources.totals`).
+        started_from: `source` and `digest` of the adapter that the training went on from; empty for a fresh one.
+        base_digest: sha256 of a local base as it was trained on; None for others.
     """
 
     base: str
@@ -47,6 +49,8 @@ class Facts:
     hours: float | None
     cost: float | None
     used: Mapping[str, Any]
+    started_from: Mapping[str, Any]
+    base_digest: str | None
 
 
 def gather(config: RunConfig, data: Mapping[str, Any], train_dir: Path) -> Facts:
@@ -73,6 +77,8 @@ def gather(config: RunConfig, data: Mapping[str, Any], train_dir: Path) -> Facts
         hours=hours,
         cost=None if hours is None or price is None else hours * price,
         used=used,
+        started_from=training.get("started_from") or {},
+        base_digest=training.get("base", {}).get("digest"),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
+from medgrpo import domains
 from medgrpo.config import RunConfig, resolve_mlflow_uri
 from medgrpo.errors import InputError
 from medgrpo.manifests import describe, friendly_disk_errors
@@ -87,9 +88,9 @@ def parse_model_uri(text: str) -> ModelUri:
     return ModelUri(match["name"], match["version"] or match["alias"])
 
 
-def registered_name(config: RunConfig, synthetic: bool) -> str:
-    """The registered model of a run: models that learned from synthetic records never mix with others."""
-    return config.tracking.model_name + ("-synthetic" if synthetic else "")
+def registered_name(config: RunConfig, domain: str) -> str:
+    """The registered model of a run: models that learned from the records of two domains never mix."""
+    return config.tracking.model_name + domains.get(domain).model_suffix
 
 
 def get_version(client: "MlflowClient", name: str, version_or_alias: str) -> "ModelVersion":
@@ -129,36 +130,36 @@ def _aliases(client: "MlflowClient", name: str) -> dict[str, str] | None:
         return None
 
 
-def find_champion(config: RunConfig, synthetic: bool) -> Registration | None:
+def find_champion(config: RunConfig, domain: str) -> Registration | None:
     """The version that alias `champion` points to; None where there is none yet.
 
     Args:
         config: the run's settings; `tracking` says which registry and which model.
-        synthetic: whether the model of synthetic records is meant.
+        domain: whose model is meant.
 
     Raises:
         ServiceUnreachable: MLflow does not answer.
         InputError: MLflow refuses.
     """
-    client, name = connect(config), registered_name(config, synthetic)
+    client, name = connect(config), registered_name(config, domain)
     with plain_errors(resolve_mlflow_uri(config)):
         number = (_aliases(client, name) or {}).get(CHAMPION)
         return registration(client.get_model_version(name, str(number))) if number else None
 
 
-def trained_on(config: RunConfig, synthetic: bool, data_digest: str) -> list[Registration]:
+def trained_on(config: RunConfig, domain: str, data_digest: str) -> list[Registration]:
     """The versions whose data had this digest, newest first, whatever became of them; none without such a model.
 
     Args:
         config: the run's settings; `tracking` says which registry and which model.
-        synthetic: whether the model of synthetic records is meant.
+        domain: whose model is meant.
         data_digest: what `registry.facts.data_digest` gives.
 
     Raises:
         ServiceUnreachable: MLflow does not answer.
         InputError: MLflow refuses.
     """
-    client, name = connect(config), registered_name(config, synthetic)
+    client, name = connect(config), registered_name(config, domain)
     with plain_errors(resolve_mlflow_uri(config)):
         found = client.search_model_versions(f"name = '{name}' and tags.`{DATA_TAG}` = '{data_digest}'")
         numbers = sorted((int(version.version) for version in found), reverse=True)
@@ -168,7 +169,7 @@ def trained_on(config: RunConfig, synthetic: bool, data_digest: str) -> list[Reg
 
 def champion_uri(config: RunConfig) -> str:
     """Address of the champion among the models that learned from records like this run's."""
-    return str(ModelUri(registered_name(config, config.data.domain == "synthetic"), CHAMPION))
+    return str(ModelUri(registered_name(config, config.data.domain), CHAMPION))
 
 
 def find_version(config: RunConfig, uri: str) -> Registration:

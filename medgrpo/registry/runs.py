@@ -46,11 +46,13 @@ def open_run(config: RunConfig, train_dir: Path, tags: Mapping[str, str]) -> str
     """
     client = connect(config)
     with plain_errors(resolve_mlflow_uri(config)), http_timeout(CALL_SECONDS):
-        experiment = _experiment_id(client, config)
+        experiment = experiment_id(client, config)
         origin = _origin(train_dir)
         run = recorded_run(client, config, train_dir) or _unfinished_run(client, config, experiment, origin)
         if run is None:
-            return _create_run(client, config, experiment, train_dir, {**origin, **tags})
+            run_id = create_run(client, config, experiment, {**origin, **tags})
+            _name_run(config, train_dir, run_id)
+            return run_id
         client.update_run(run.info.run_id, status="RUNNING")
         if FAILURE_TAG in run.data.tags:
             client.delete_tag(run.info.run_id, FAILURE_TAG)
@@ -71,7 +73,12 @@ def fail_run(config: RunConfig, run_id: str, reason: str) -> None:
         client.set_terminated(run_id, status="FAILED")
 
 
-def _experiment_id(client: "MlflowClient", config: RunConfig) -> str:
+def experiment_id(client: "MlflowClient", config: RunConfig) -> str:
+    """Id of the run's experiment, which is made where there is none.
+
+    Raises:
+        InputError: it was deleted.
+    """
     from mlflow.exceptions import MlflowException
 
     name = config.tracking.experiment
@@ -138,9 +145,8 @@ def _unfinished_run(
     return None
 
 
-def _create_run(
-    client: "MlflowClient", config: RunConfig, experiment: str, train_dir: Path, tags: Mapping[str, str]
-) -> str:
+def create_run(client: "MlflowClient", config: RunConfig, experiment: str, tags: Mapping[str, str]) -> str:
+    """Id of a new MLflow run with a run's name, tags and settings."""
     from mlflow.entities import Param
 
     who = {"mlflow.user": os.environ.get("USER", "unknown"), "mlflow.source.name": "medgrpo"}
@@ -149,11 +155,15 @@ def _create_run(
     params = [Param(key[:MAX_KEY], value[:MAX_VALUE]) for key, value in _flatten(public_config(config)).items()]
     for part in _parts(params, MAX_PARAMS):
         client.log_batch(run_id, params=part)
+    return run_id
+
+
+def _name_run(config: RunConfig, train_dir: Path, run_id: str) -> None:
+    """Note the run in the directory of its training, unless that is finished, or has one."""
     # A published directory is hashed: a file added to it now would make the cached training look damaged.
     mine = train_dir.is_dir() and os.access(train_dir, os.W_OK) and not (train_dir / MANIFEST).exists()
     if mine and not (train_dir / RUN_FILE).exists():
         write_json(train_dir / RUN_FILE, {"run_id": run_id, "uri": public_uri(resolve_mlflow_uri(config))})
-    return run_id
 
 
 def _run_name(config: RunConfig) -> str:
@@ -161,8 +171,8 @@ def _run_name(config: RunConfig) -> str:
 
 
 def public_config(config: RunConfig) -> dict[str, Any]:
-    """The settings as JSON values, without a password in the tracking URI."""
-    values = config.model_dump(mode="json")
+    """The settings as JSON values, without a password in the tracking URI, and without what sweeps would try."""
+    values = config.model_dump(mode="json", exclude={"sweep"})
     if config.tracking.uri:
         values["tracking"]["uri"] = public_uri(config.tracking.uri)
     return values
@@ -185,6 +195,13 @@ def set_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> No
     from mlflow.entities import RunTag
 
     client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+
+
+def run_artifact(client: "MlflowClient", run_id: str, name: str, directory: Path) -> Path | None:
+    """An artifact of a run, downloaded into a directory; None where the run has no such one."""
+    if name not in {artifact.path for artifact in client.list_artifacts(run_id)}:
+        return None
+    return Path(client.download_artifacts(run_id, name, str(directory)))
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

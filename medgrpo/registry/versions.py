@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medgrpo import domains
 from medgrpo.config import RunConfig, resolve_mlflow_uri
 from medgrpo.errors import InputError
 from medgrpo.manifests import friendly_disk_errors
@@ -134,7 +135,8 @@ def _create_version(client: "MlflowClient", run_id: str, evidence: Evidence) -> 
     name = evidence.name
     model = _log_model(client, run_id, evidence.candidate)
     try:
-        client.create_registered_model(name, description="Reads an abstract and answers yes, no or maybe (medgrpo).")
+        summary = domains.get(evidence.data["domain"]).summary
+        client.create_registered_model(name, description=f"{summary} (medgrpo).")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -214,6 +216,7 @@ def _answer_settings(config: RunConfig) -> AnswerSettings:
         samples=max(config.evaluation.samples, LEAST_SAMPLES),
         temperature=config.evaluation.sample_temperature,
         seed=config.evaluation.seed,
+        domain=config.data.domain,
     )
 
 

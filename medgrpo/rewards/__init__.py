@@ -28,12 +28,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from medgrpo import domains
 from medgrpo.completions import Completion, parse_completion
 from medgrpo.config import RewardConfig
 from medgrpo.records import Record
-from medgrpo.rewards.agreement import agreement
-from medgrpo.rewards.correctness import correctness
-from medgrpo.rewards.grounding import grounding
 from medgrpo.rewards.structure import structure
 
 PILLARS = ("correctness", "grounding", "structure")
@@ -76,13 +74,14 @@ def score_completion(
     0.0
     """
     config = config or RewardConfig()
-    completion = parse_completion(text)
+    domain = domains.get(record.domain)
+    completion = parse_completion(text, domain.form)
     verdict_pays, evidence_pays, form_pays = _gates(completion, record, config)
     thought, agreed, grounded = completion.thought, 0.0, 0.0
     if evidence_pays:
-        agreed = agreement(thought, record, config)
-        grounded = grounding(thought, record.contexts, record.question, config)
-    correct = correctness(completion.verdict, record.verdict, config, agreed) if verdict_pays else 0.0
+        agreed = domain.agreement(thought, record, config)
+        grounded = domain.grounding(thought, record.contexts, record.question, config)
+    correct = domain.correctness(completion.verdict, record.verdict, config, agreed) if verdict_pays else 0.0
     formed = structure(completion, config, used) if form_pays else 0.0
     return Scores(config.correctness * correct, config.grounding * grounded, config.structure * formed)
 

@@ -47,10 +47,12 @@ def train(config: RunConfig, data: Path, directory: Path) -> None:
     """Warm-up, GRPO and merge; each finished phase is kept and not repeated after a restart."""
     import datasets
 
+    from medgrpo.policies import describe_base
     from medgrpo.policies.fitting import as_prepared, check_memory
     from medgrpo.preparation import check_leaks, load_records, prompt_text
     from medgrpo.training.metrics import METRICS_FILE, raised_alarms, read_metrics
     from medgrpo.training.precision import settle
+    from medgrpo.training.start import read_start, starting_adapter
 
     # Cached maps would be written into the prepared data, which must stay as it was hashed.
     datasets.disable_caching()
@@ -65,17 +67,18 @@ def train(config: RunConfig, data: Path, directory: Path) -> None:
     prompts = {row["record_id"]: prompt_text(row["prompt"]) for row in rows.select_columns(["record_id", "prompt"])}
     check_leaks(prompts, load_records(data, "train"), [record.id for record in load_records(data, "test")])
     plan = check_memory(as_prepared(config, data))
-    adapter = None
+    start = starting_adapter(config, directory)
     if config.warmup.enabled:
-        adapter = _phase(config, None, directory / "warmup", rows, metrics, train_warmup)
-    start = adapter
-    adapter = _phase(config, adapter, directory / "grpo", rows, metrics, train_grpo)
+        start = _phase(config, start, directory / "warmup", rows, metrics, train_warmup)
+    adapter = _phase(config, start, directory / "grpo", rows, metrics, train_grpo)
     if not state.is_main_process:
         return
     summary: dict[str, Any] = {
         "adapter_change": adapter_change(start, adapter),
         **_merged(config, adapter, directory / "model"),
         **config.policy.model_dump(include={"backend", "quantization", "autocast"}),
+        "base": describe_base(config.policy),
+        "started_from": read_start(directory),
         "memory_plan_gb": plan.in_gb() if plan else None,
         "seconds": round(time.monotonic() - started, 1),
     }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
+from medgrpo import domains
 from medgrpo.config import RunConfig
 from medgrpo.records import Record
 from medgrpo.rewards import reward_functions
@@ -93,7 +94,8 @@ def train_grpo(model: Any, tokenizer: Any, rows: "Dataset", config: RunConfig, d
     grpo, watch = config.grpo, Watch(config)
     records = {record.id: record for record in map(Record.model_validate_json, rows["record"])}
     checkpoint = last_complete_checkpoint(directory)
-    order = _order(rows["verdict"], config, checkpoint)
+    form = domains.get(config.data.domain).form
+    order = _order([form.class_of(verdict) for verdict in rows["verdict"]], config, checkpoint)
     trainer_class, options = _trainer(config)
     trainer = trainer_class(
         **options,

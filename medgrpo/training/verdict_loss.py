@@ -1,23 +1,23 @@
 """Supervised loss that counts the verdict more than the other tokens of a completion."""
 
-from typing import Any, get_args
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from trl import SFTTrainer
 
 from medgrpo.completions import render_completion
 from medgrpo.errors import InputError
-from medgrpo.records import Verdict
 from medgrpo.training.resumable import Resumable
 
 
 class VerdictWeightedTrainer(Resumable, SFTTrainer):
-    """TRL's loss, with the verdict's token counted `verdict_weight` times."""
+    """TRL's loss, with the verdict's token counted `verdict_weight` times; `labels` are the verdicts that there are."""
 
-    def __init__(self, *args: Any, verdict_weight: float, **options: Any) -> None:
+    def __init__(self, *args: Any, verdict_weight: float, labels: Sequence[str], **options: Any) -> None:
         super().__init__(*args, **options)
         self._weight = verdict_weight
-        self._verdicts = verdict_tokens(self.processing_class) if verdict_weight != 1 else []
+        self._verdicts = verdict_tokens(self.processing_class, labels) if verdict_weight != 1 else []
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
         """The loss of TRL's own method, given a model whose verdicts weigh more."""
@@ -42,21 +42,22 @@ class _Weighted(torch.nn.Module):
         return outputs
 
 
-def verdict_tokens(tokenizer: Any) -> list[int]:
+def verdict_tokens(tokenizer: Any, labels: Sequence[str]) -> list[int]:
     """For each verdict, the token of an answer that tells it from all others; it may hold a part of the tag too.
 
     Raises:
-        InputError: the tokenizer does not give each verdict a token of its own, the last of these in its answer.
+        InputError: the tokenizer does not give each verdict a token of its own, the last of these in its answer; or
+            there are no labels, because answers are open.
     """
-    answers = [
-        tokenizer.encode(render_completion("", verdict), add_special_tokens=False) for verdict in get_args(Verdict)
-    ]
+    if not labels:
+        raise InputError("warmup.verdict_weight: answers are open here, so no token is a verdict. Set it to 1.")
+    answers = [tokenizer.encode(render_completion("", verdict), add_special_tokens=False) for verdict in labels]
     places = [max(_agreeing(ids, other) for other in answers if other is not ids) for ids in answers]
     found = [ids[place] for ids, place in zip(answers, places, strict=True) if place < len(ids)]
     last = [max((i for i, token in enumerate(ids) if token in found), default=None) for ids in answers]
     if last != places:
         raise InputError(
-            f"warmup.verdict_weight: the model's tokenizer starts the verdicts {', '.join(get_args(Verdict))} "
+            f"warmup.verdict_weight: the model's tokenizer starts the verdicts {', '.join(labels)} "
             f"with the tokens {found}, which do not tell them apart. Set it to 1."
         )
     return found

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medgrpo import domains
 from medgrpo.config import RunConfig
 from medgrpo.training.callbacks import CompleteCheckpoints, MetricsFile, last_complete_checkpoint
 from medgrpo.training.sampling import balanced_order
@@ -32,11 +33,14 @@ def train_warmup(
     from medgrpo.training.guards import Guards
     from medgrpo.training.verdict_loss import VerdictWeightedTrainer
 
-    order = balanced_order(rows["verdict"], len(rows), config.warmup.balance, config.seed)
+    form = domains.get(config.data.domain).form
+    classes = [form.class_of(verdict) for verdict in rows["verdict"]]
+    order = balanced_order(classes, len(rows), config.warmup.balance, config.seed)
     dataset = rows.select(order).map(_conversation, remove_columns=rows.column_names)
     watch = Watch(config)
     trainer = VerdictWeightedTrainer(
         verdict_weight=config.warmup.verdict_weight,
+        labels=form.labels,
         model=model,
         args=_arguments(config, directory),
         train_dataset=dataset,

@@ -8,32 +8,35 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from medgrpo.completions import VERDICTS, parse_completion
+from medgrpo import domains
+from medgrpo.completions import AnswerForm, parse_completion
 from medgrpo.config import RunConfig
 from medgrpo.records import Record
-from medgrpo.rewards.grounding import evidence
 
 Numbers = Mapping[str, float]
 
 ALWAYS_STOP = ("not_finite", "silence")
-SMOOTHED = (
+_FOLLOWED = (
     *("reward", "rewards/correctness/mean", "rewards/grounding/mean", "rewards/structure/mean"),
     *("completions/mean_length", "completions/clipped_ratio", "entropy", "kl", "grad_norm"),
     *("watch/strict_form", "watch/copied_share", "watch/unsupported_figures", "watch/empty", "watch/no_spread"),
-    *(f"watch/verdict_{verdict}" for verdict in (*VERDICTS, "none")),
 )
-"""Numbers of a row that are followed; `smooth/<name>` is the moving average of each."""
 # Share of a rise of the structure grade that correctness must rise by to count as rising with it.
 FOLLOWS = 0.1
 # Share of readable answers below which their verdicts are too few to tell chance from collapse.
 READABLE = 0.5
 
 
+def smoothed(form: AnswerForm) -> tuple[str, ...]:
+    """Numbers of a row that are followed; `smooth/<name>` is the moving average of each."""
+    return (*_FOLLOWED, *(f"watch/verdict_{verdict}" for verdict in (*form.labels, "none")))
+
+
 def completion_facts(records: Sequence[Record], texts: Sequence[str]) -> dict[str, float]:
     """What the completions of a step are like, as means over them.
 
     Args:
-        records: the record of each completion.
+        records: the record of each completion, all of one domain.
         texts: the completions.
 
     >>> record = Record(id="1", question="Does A lower pain?", contexts=("Pain fell by 3 points.",),
@@ -42,11 +45,15 @@ def completion_facts(records: Sequence[Record], texts: Sequence[str]) -> dict[st
     >>> facts["watch/strict_form"], facts["watch/verdict_no"], facts["watch/unsupported_figures"], facts["watch/empty"]
     (0.5, 0.5, 0.5, 0.5)
     """
-    read = [parse_completion(text) for text in texts]
-    found = [evidence(one.thought, record.contexts, record.question) for one, record in zip(read, records, strict=True)]
+    domain = domains.get(records[0].domain)
+    read = [parse_completion(text, domain.form) for text in texts]
+    found = [
+        domain.evidence(one.thought, record.contexts, record.question)
+        for one, record in zip(read, records, strict=True)
+    ]
     sums = {
         "strict_form": sum(one.well_formed for one in read),
-        **{f"verdict_{verdict}": sum(one.verdict == verdict for one in read) for verdict in VERDICTS},
+        **{f"verdict_{verdict}": sum(one.verdict == verdict for one in read) for verdict in domain.form.labels},
         "verdict_none": sum(one.verdict is None for one in read),
         "copied_share": sum(one.copied_share for one in found),
         "unsupported_figures": sum(bool(one.unsupported) for one in found),
@@ -63,7 +70,7 @@ class Watch:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self._config = config
+        self._config, self._smoothed = config, smoothed(domains.get(config.data.domain).form)
         self._averages: dict[str, _Average] = {}
         self._trouble: dict[str, int] = {}
         self._sentences: dict[str, str] = {}
@@ -80,7 +87,7 @@ class Watch:
             What to add to it: the moving averages, the number of alarms that ring, and under `alarms` their sentences
             by name, if there are any.
         """
-        watched = [name for name in SMOOTHED if _is_number(row.get(name)) and row["phase"] == "grpo"]
+        watched = [name for name in self._smoothed if _is_number(row.get(name)) and row["phase"] == "grpo"]
         for name in watched:
             # A step without any gradient says nothing about the size of gradients.
             if row[name] or name != "grad_norm":
@@ -172,7 +179,10 @@ def _form(now: Numbers, start: Numbers, config: RunConfig) -> str | None:
 
 
 def _verdicts(now: Numbers, start: Numbers, config: RunConfig) -> str | None:
-    shares = {verdict: now[f"watch/verdict_{verdict}"] for verdict in VERDICTS}
+    labels = domains.get(config.data.domain).form.labels
+    if not labels:
+        return None
+    shares = {verdict: now[f"watch/verdict_{verdict}"] for verdict in labels}
     verdict = max(shares, key=lambda v: shares[v])
     readable = sum(shares.values())
     if readable < READABLE or shares[verdict] <= config.watch.verdicts * readable:

@@ -1,13 +1,30 @@
 """The one door through which a run gets its records."""
 
+import ast
+import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from medgrpo import domains
 from medgrpo.config import DataConfig
 from medgrpo.domains import load_corpus
 from medgrpo.errors import InputError
+from medgrpo.prompts import gold_completion, render_prompt
+from medgrpo.records import digest
+from medgrpo.rewards import score_completion
+
+ROOT = Path(domains.__file__).parents[2]
+NAMED = ("pubmedqa", "gsm8k")
+# Of the code before there were other domains than these two.
+PINNED = {
+    "digest": "1e376c84e22cc7e895a147845a0a47f4b877a20ab2a1ff5c2e880773b3cb205e",
+    "prompts": "ecd95b1434ec587f0caf0c7bfe3e038bfe67c6be5aff6e6e6127a4a07ea85607",
+    "golds": "a3f9264da578e4a6f66594547a9cd590f31713ec00ebdc49cd464eb9c4adae9a",
+    "paid": "3c31eaa5c7c7918bd92c38a73c86e0c8f994b89c5e7c16673a2f38c99184027e",
+}
 
 
 def pqal(directory: Path, pool: str, test: str = "yn") -> DataConfig:
@@ -87,3 +104,91 @@ def test_ground_truth_without_records() -> None:
     assert "data.ground_truth is set, but data.path is not" in sentence(
         DataConfig(domain="pubmedqa", ground_truth=Path("truth.json"))
     )
+
+
+def test_every_domain_is_found_by_its_file() -> None:
+    """The names are those of the files with a `DOMAIN`, and a domain has the name of its file."""
+    assert {"pubmedqa", "synthetic"} <= set(domains.names())
+    assert not {"domain", "abstracts", "synthetic_topics"} & set(domains.names())
+    assert [domains.get(name).name for name in domains.names()] == domains.names()
+
+
+@pytest.mark.parametrize("name", ["pubmed", "domain", "os", "", "../synthetic"])
+def test_what_is_no_domain(name: str) -> None:
+    """Another name is refused with the choices, whether or not a file has it."""
+    with pytest.raises(InputError, match=r"is no domain\. Known: .*pubmedqa.*synthetic"):
+        domains.get(name)
+
+
+@pytest.mark.parametrize("name", domains.names())
+def test_a_domain_is_told_by_its_models_name(name: str) -> None:
+    """Models of two domains never have the same name; PubMedQA's is the plain one."""
+    suffixes = [domains.get(other).model_suffix for other in domains.names()]
+    assert suffixes.count(domains.get(name).model_suffix) == 1
+    assert domains.get("pubmedqa").model_suffix == ""
+    assert domains.get("synthetic").model_suffix == "-synthetic"
+
+
+def test_synthetic_prompts_golds_and_rewards_stay_as_they_are() -> None:
+    """What models were trained on and paid for is pinned to the byte: other code would be another experiment."""
+    corpus = load_corpus(DataConfig(synthetic_pool=60, synthetic_test=30))
+    train = corpus.split("train")
+    golds = [gold_completion(record) for record in train]
+    paid = [score_completion(record, gold) for record in train[:10] for gold in golds[:10]]
+    pinned = {
+        "digest": digest(train),
+        "prompts": fingerprint([render_prompt(record) for record in train]),
+        "golds": fingerprint(golds),
+        "paid": fingerprint([(score.correctness, score.grounding, score.structure) for score in paid]),
+    }
+    assert pinned == PINNED
+
+
+def fingerprint(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def test_which_domain_reads_a_record_is_not_its_content() -> None:
+    """The same records under another domain's name have the same digest."""
+    record = load_corpus(DataConfig(synthetic_pool=60, synthetic_test=30)).split("test")[0]
+    assert digest([record]) == digest([record.model_copy(update={"domain": "pubmedqa"})])
+
+
+@pytest.mark.parametrize("storey", ["medgrpo", "flows", "tasks", "deployments"])
+def test_no_code_outside_the_domains_names_one(storey: str) -> None:
+    """No name and no text of the code mentions a real domain; docstrings may."""
+    home = ROOT / "medgrpo" / "domains"
+    files = [path for path in sorted((ROOT / storey).rglob("*.py")) if not path.is_relative_to(home)]
+    assert files
+    assert {path.name: found for path in files if (found := list(_named(ast.parse(path.read_text()))))} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "names_one"),
+    [
+        ("from medgrpo.domains import pubmedqa", True),
+        ("from medgrpo.domains.gsm8k import DOMAIN", True),
+        ("if config.domain == 'PubMedQA': pass", True),
+        ("f'{x} of GSM8K'", True),
+        ("gsm8k_only = 1", True),
+        ("def f(pubmedqa): pass", True),
+        ("x.pubmedqa", True),
+        ("f(pubmedqa=1)", True),
+        ('"""PubMedQA."""\nclass A:\n    x = 1\n    """Of GSM8K."""', False),
+    ],
+)
+def test_the_guard_against_named_domains_knows_them(source: str, names_one: bool) -> None:
+    """The guard sees imports, names, arguments, attributes and texts, and passes over docstrings."""
+    assert bool(list(_named(ast.parse(source)))) is names_one
+
+
+def _named(tree: ast.Module) -> Iterator[str]:
+    """The identifiers and texts of a source that mention a real domain, without its docstrings."""
+    statements = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+    docstrings = {id(value) for value in statements if isinstance(value, ast.Constant)}
+    for node in ast.walk(tree):
+        if id(node) in docstrings:
+            continue
+        for _, value in ast.iter_fields(node):
+            texts = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
+            yield from (text for text in texts if any(name in text.lower() for name in NAMED))

@@ -321,6 +321,7 @@ def test_published_order_matters(corpus: Corpus) -> None:
         pubmedqa.official_test_ids(backwards, source="backwards")
 
 
+@pytest.mark.slow
 def test_published_gold_completions(corpus: Corpus) -> None:
     """Each of the 1,000 gold completions earns the maximum."""
     totals = [score_completion(record, gold_completion(record)).total for record in corpus.records.values()]

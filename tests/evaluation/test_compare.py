@@ -177,6 +177,7 @@ def test_the_better_model_wins(run, tmp_path):
     assert comparison["accuracy_difference"]["value"] == 1.0
 
 
+@pytest.mark.slow
 def test_every_pair_is_compared_in_order(run):
     """Three models give three comparisons, the reference always first."""
     metrics = run(base="bad", warmup="worse", tuned="good")
@@ -274,6 +275,7 @@ def test_the_same_weights_under_another_name_are_not_asked_again(run, asked, pre
     assert metrics["models"]["champion"]["accuracy"]["value"] == 1
 
 
+@pytest.mark.slow
 def test_a_changed_model_is_asked_again_and_the_other_is_not(run, asked, tmp_path):
     """New weights under the same name and path are another model."""
     run(base="bad", tuned="worse")
@@ -304,6 +306,7 @@ def test_only_new_cases_are_asked(run, asked, prepared, values):
     assert sorted(asked.questions) == sorted({record.id for record in wanted} - first)
 
 
+@pytest.mark.slow
 def test_the_vote_of_the_sampled_answers_is_reported(run, prepared):
     """With samples, each row has its vote and each model its accuracy by vote; without, neither is there."""
     metrics = run(changed(prepared.config, evaluation={"samples": 3}), tuned="good", base="bad")
@@ -436,6 +439,7 @@ def test_probes_asked_before_are_not_asked_again(run, asked, prepared, probing):
     assert (asked.loaded, asked.questions) == ([], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [3, 6, 9, 25])
 def test_a_probed_evaluation_that_was_killed_goes_on(run, asked, probing, tmp_path, stop):
     """Killed before, between or within the probes, it asks what is missing and comes to the same numbers."""

@@ -95,6 +95,7 @@ def real():
     return corpus.split("train"), corpus.split("test")
 
 
+@pytest.mark.slow
 def test_the_official_split_has_no_copies(real):
     """In seconds: nothing in PubMedQA's pool comes near the threshold, which is three times the most alike pair's."""
     train, test = real

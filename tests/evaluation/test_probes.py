@@ -133,6 +133,7 @@ def test_numbers_the_verdict_does_not_rest_on_are_not_altered():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("MEDGRPO_PUBMEDQA" not in os.environ, reason="MEDGRPO_PUBMEDQA is not set")
 def test_real_abstracts_are_altered():
     """Of PubMedQA's test split every case loses its conclusion, 52 meet one of their verdict, and 206 have numbers."""

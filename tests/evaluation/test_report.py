@@ -22,7 +22,7 @@ def quick_figures(monkeypatch, request):
     """Real figures are tested in test_plots and where a test asks for them; here they would only cost time."""
     if "real_figures" not in request.fixturenames:
         for figure in ("confusion", "probe_effects", "calibration"):
-            monkeypatch.setattr(plots, figure, lambda values, title: "<svg><title>drawn</title></svg>")
+            monkeypatch.setattr(plots, figure, lambda values, title, labels=(): "<svg><title>drawn</title></svg>")
 
 
 @pytest.fixture

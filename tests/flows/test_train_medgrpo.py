@@ -411,6 +411,50 @@ def _wait_for(condition: Callable[[], Any], what: str) -> Any:
     raise TimeoutError(f"{what} did not come within {WAIT_SECONDS} s")
 
 
+# --- a run that starts from another's adapter
+
+
+@pytest.fixture(scope="module")
+def line(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Summary]:
+    """A run; one that goes on from its directory, without a warm-up; one that goes on from its registered version."""
+    directory = tmp_path_factory.mktemp("line")
+    first = train_medgrpo(tiny_config(directory, name="first"))
+    version = f"models:/medgrpo-synthetic/{first['model']['version']}"
+    grpo_alone, warmed = {"enabled": False}, {"enabled": True}
+    return {"first": first} | {
+        name: train_medgrpo(tiny_config(directory, name=name, policy={"start_from": source}, warmup=warmup))
+        for name, source, warmup in (
+            ("second", str(directory / "runs" / "first"), grpo_alone),
+            ("again", str(directory / "runs" / "first"), grpo_alone),
+            ("third", version, warmed),
+        )
+    }
+
+
+def test_a_run_goes_on_from_another(line: dict[str, Summary]) -> None:
+    """The summary, its page and the registry name where the adapter came from; the base is asked as ever."""
+    from medgrpo.runs import summary_markdown
+
+    [first, second, third] = (line[name] for name in ("first", "second", "third"))
+    assert first["started_from"] is None
+    assert second["started_from"]["source"] == "run first"
+    assert third["started_from"]["source"] == "models:/medgrpo-synthetic/1"
+    assert second["started_from"]["digest"] == third["started_from"]["digest"]
+    assert "Its training went on from the adapter of models:/medgrpo-synthetic/1" in summary_markdown(third)
+    assert first["base"] == second["base"] == third["base"]
+    assert (second["models"], third["models"]) == (["base", "tuned"], ["base", "warmup", "tuned"])
+    # This policy earns nothing, so GRPO alone leaves it where it started; a second warm-up moves it.
+    assert second["model"]["digest"] == first["model"]["digest"] != third["model"]["digest"]
+
+
+def test_the_same_start_is_a_cache_hit(line: dict[str, Summary]) -> None:
+    """The same run from the same adapter finds the training that was made; from another it does not."""
+    assert _cached(line["again"]) == dict.fromkeys(_cached(line["first"]), True)
+    assert not _cached(line["second"])["train"]
+    assert not _cached(line["third"])["train"]
+    assert _cached(line["third"])["prepare"]
+
+
 @dataclass
 class Halfway:
     """What a training had done before it was killed."""

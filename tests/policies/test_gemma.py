@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from medgrpo.config import PolicyConfig
+from medgrpo.domains.abstracts import SYSTEM
 from medgrpo.evaluation.generate import generate, sample
 from medgrpo.export import TOLERANCE, export
 from medgrpo.manifests import write_json
@@ -20,7 +21,7 @@ from medgrpo.prefix import support
 from medgrpo.prefix.attention import install
 from medgrpo.prefix.generation import Sampling
 from medgrpo.preparation import load_records, prepare
-from medgrpo.prompts import SYSTEM, render_prompt
+from medgrpo.prompts import render_prompt
 from medgrpo.serving import INPUT_EXAMPLE, AnswerSettings, answer
 from medgrpo.testing import GEMMA_LAYERS, tiny_config, tiny_gemma, tiny_record
 from tests.prefix.conftest import with_lora

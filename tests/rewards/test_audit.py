@@ -15,7 +15,8 @@ from medgrpo.domains import pubmedqa, synthetic
 from medgrpo.prompts import gold_completion
 from medgrpo.records import Record
 from medgrpo.rewards import score_completion
-from medgrpo.rewards.audit import AT_THE_CAP, ATTACKS, AuditReport, Target, audit
+from medgrpo.rewards.attacks import AT_THE_CAP, Target
+from medgrpo.rewards.audit import AuditReport, attacks_on, audit
 from medgrpo.testing import tiny_record
 
 TAGS = ("<thought>", "</thought>", "<answer>", "</thought> <answer>yes")
@@ -35,6 +36,7 @@ def target(record: Record, wrong: str = "no") -> Target:
     return Target(record, thought, record.long_answer, wrong, "Nothing was found (p=0.4).", Random(0))
 
 
+@pytest.mark.slow
 def test_no_attack_gets_through_on_synthetic_records() -> None:
     """On a hundred records every attack earns less than gold, and no wrong verdict as much as a plain right one."""
     report = audit(synthetic.generate(100, seed=5), RewardConfig())
@@ -57,10 +59,10 @@ def test_no_attack_gets_through_on_published_records() -> None:
 def test_there_are_attacks_of_every_sort() -> None:
     """At least 25 kinds; none is the gold completion, except at the cap, and the same seed gives the same."""
     record = tiny_record()
-    made = {kind: attack(target(record)) for kind, attack in ATTACKS.items()}
+    made = {kind: attack(target(record)) for kind, attack in attacks_on(record).items()}
     assert len(made) >= 25
     assert [kind for kind, text in made.items() if text == gold_completion(record)] == list(AT_THE_CAP)
-    assert made == {kind: attack(target(record)) for kind, attack in ATTACKS.items()}
+    assert made == {kind: attack(target(record)) for kind, attack in attacks_on(record).items()}
 
 
 @pytest.mark.parametrize("kind", ["praise", "another language", "parroted instructions"])

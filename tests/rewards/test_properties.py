@@ -11,7 +11,8 @@ from medgrpo.config import RewardConfig
 from medgrpo.prompts import gold_completion
 from medgrpo.records import Record
 from medgrpo.rewards import PILLARS, score_completion
-from medgrpo.rewards.audit import PLAINEST_THOUGHT, audit
+from medgrpo.rewards.attacks import PLAINEST_THOUGHT
+from medgrpo.rewards.audit import audit
 
 deterministic = settings(derandomize=True, deadline=None, max_examples=200)
 CONFIGS = {mode: RewardConfig(mode=mode) for mode in ("gated", "weighted")}
@@ -62,6 +63,7 @@ def answered(draw: st.DrawFn) -> tuple[Record, str]:
     return record, draw(st.one_of(st.text(), thought, formed, jumbled))
 
 
+@pytest.mark.slow
 @deterministic
 @given(answered(), st.none() | st.floats(0, 2), st.sampled_from(sorted(CONFIGS)))
 def test_no_text_raises_or_leaves_the_range(pair: tuple[Record, str], used: float | None, mode: str) -> None:
@@ -73,6 +75,7 @@ def test_no_text_raises_or_leaves_the_range(pair: tuple[Record, str], used: floa
     assert 0 <= scores.total <= config.correctness + config.grounding + config.structure + 1e-9
 
 
+@pytest.mark.slow
 @deterministic
 @given(answered(), st.floats(0, 0.15), st.floats(0.55, 1), st.floats(0, 0.3))
 def test_no_wrong_verdict_reaches_the_plainest_right_one(
@@ -87,6 +90,7 @@ def test_no_wrong_verdict_reaches_the_plainest_right_one(
         assert score_completion(record, text, config).total < plain
 
 
+@pytest.mark.slow
 @deterministic
 @given(answered())
 def test_any_right_answer_outranks_any_wrong_one(pair: tuple[Record, str]) -> None:
@@ -99,6 +103,7 @@ def test_any_right_answer_outranks_any_wrong_one(pair: tuple[Record, str]) -> No
         assert total <= 0.4 + 1e-9
 
 
+@pytest.mark.slow
 @settings(deterministic, max_examples=60)
 @given(st.lists(records(), min_size=2, max_size=2, unique_by=lambda record: record.contexts))
 def test_no_attack_on_any_record_gets_through(pair: list[Record]) -> None:

@@ -23,11 +23,13 @@ DATA = Manifest(uri="/runs/.artifacts/data-0", sha256="d" * 64, bytes=1, files=1
 AUDITED = Manifest(uri="/runs/.artifacts/audit-0", sha256="a" * 64, bytes=1, files=1)
 TRAINED = Manifest(uri="/runs/.artifacts/train-0", sha256="e" * 64, bytes=1, files=1)
 EVALUATED = Manifest(uri="/runs/.artifacts/evaluation-0", sha256="f" * 64, bytes=1, files=1)
+START = Manifest(uri="/runs/.artifacts/start-0", sha256="b" * 64, bytes=1, files=1)
 CHAMPION = library.Champion(model=Manifest(uri="/runs/.artifacts/model-0", sha256="c" * 64, bytes=1, files=1))
 TASKS = (stages.prepare, stages.audit, stages.train, stages.evaluate, stages.register)
 GIVEN = {
     "config": CONFIG,
     "data": DATA,
+    "start": START,
     "audited": AUDITED,
     "trained": TRAINED,
     "champion": CHAMPION,
@@ -66,7 +68,7 @@ def test_every_stage_survives(each: Task[..., Manifest]) -> None:
 
 def test_what_asks_the_registry_anew_is_retried_and_never_cached() -> None:
     """Which model is in service, or behind an alias, may have changed since the last run."""
-    for each in (stages.fetch_champion, stages.locate, stages.compare):
+    for each in (stages.fetch_champion, stages.fetch_start, stages.locate, stages.compare):
         assert (each.retries, each.cache_key_fn, each.persist_result) == (RETRIES, None, None), each.name
 
 
@@ -80,7 +82,7 @@ def test_the_stages_go_by_their_names() -> None:
     [
         (stages.prepare, library.prepare_key(CONFIG)),
         (stages.audit, library.audit_key(CONFIG, DATA)),
-        (stages.train, library.train_key(CONFIG, DATA)),
+        (stages.train, library.train_key(CONFIG, DATA, START)),
         (stages.evaluate, library.evaluate_key(CONFIG, DATA, AUDITED, TRAINED, CHAMPION)),
         (stages.register, library.register_key(CONFIG, TRAINED, EVALUATED)),
     ],
@@ -113,11 +115,12 @@ def test_each_task_is_one_call_of_the_library(monkeypatch: pytest.MonkeyPatch) -
     announced: list[tuple[RunConfig, Manifest]] = []
     monkeypatch.setattr(stages, "announce_candidate", lambda *given: announced.append(given))
     assert stages.prepare.fn(CONFIG) == DATA
-    assert stages.train.fn(CONFIG, DATA) == TRAINED
+    assert stages.train.fn(CONFIG, DATA, START) == TRAINED
     assert stages.evaluate.fn(CONFIG, DATA, AUDITED, TRAINED, CHAMPION) == EVALUATED
     assert stages.register.fn(CONFIG, DATA, AUDITED, TRAINED, EVALUATED) == DATA
     assert calls["prepare"] == (CONFIG,)
     assert calls["train"][:2] == (CONFIG, DATA)
+    assert calls["train"][-1] == START
     assert calls["evaluate"][:5] == (CONFIG, DATA, AUDITED, TRAINED, CHAMPION)
     assert calls["register"][:5] == (CONFIG, DATA, AUDITED, TRAINED, EVALUATED)
     assert announced == [(CONFIG, DATA)]
@@ -183,7 +186,7 @@ def _train(monkeypatch: pytest.MonkeyPatch, *steps: Callable[[], object], second
     now = SimpleNamespace(monotonic=lambda: 1000.0 + next(clock) * seconds_per_step)
     monkeypatch.setattr(stages, "time", now)
 
-    def train(config: RunConfig, data: Manifest, follow: Any, begin: Any) -> Manifest:
+    def train(config: RunConfig, data: Manifest, follow: Any, begin: Any, start: Manifest | None) -> Manifest:
         begin(Path("/work"))
         for number, step in enumerate(steps, start=1):
             step()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from medgrpo.completions import VERDICT_FORM
 from medgrpo.config import GrpoConfig, RunConfig, WatchConfig
 from medgrpo.errors import TrainingAlarm
 from medgrpo.manifests import COMPLETE
@@ -17,7 +18,7 @@ from medgrpo.training.callbacks import ORDER, CompleteCheckpoints, KeptOrder, Me
 from medgrpo.training.guards import Guards
 from medgrpo.training.metrics import raised_alarms
 from medgrpo.training.sampling import SpreadOrder, balanced_order
-from medgrpo.training.watch import SMOOTHED, Watch, completion_facts
+from medgrpo.training.watch import Watch, completion_facts, smoothed
 
 # field -> (a value that is not the default, the field of TRL's GRPOConfig, what must stand there)
 PASSED = {
@@ -413,7 +414,7 @@ def test_only_the_two_newest_checkpoints_are_kept(whole):
 @pytest.mark.slow
 def test_every_step_has_all_the_watched_numbers(whole):
     """Each row of a real training holds every number that is followed, with its moving average, but no KL at beta 0."""
-    expected = set(SMOOTHED) - {"kl", *(f"rewards/{pillar}/mean" for pillar in PILLARS)}
+    expected = set(smoothed(VERDICT_FORM)) - {"kl", *(f"rewards/{pillar}/mean" for pillar in PILLARS)}
     for row in rows_written(whole.directory):
         assert expected <= row.keys()
         assert {f"smooth/{name}" for name in expected} <= row.keys()

@@ -259,6 +259,7 @@ def assert_gone(process, seconds=5):
     pytest.fail(f"process {process} still runs {seconds} seconds later")
 
 
+@pytest.mark.slow
 def test_a_process_that_ignores_sigterm_is_killed(tmp_path, instead, monkeypatch):
     """A training that does not stop when asked is stopped."""
     instead("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n(directory / 'ready').touch()\ntime.sleep(60)")
@@ -277,6 +278,7 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path, instead, monkeypatch
     assert processes(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_running_training_is_seen(tmp_path, instead):
     """What the tests around take for "no process left" is true only when there is none: a running one is found."""
     instead('(directory / \'metrics.jsonl\').write_text(\'{"phase": "grpo", "step": 1}\\n\'); time.sleep(2)' + FINISH)

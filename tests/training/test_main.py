@@ -191,7 +191,7 @@ def test_grpo_goes_on_from_the_warmup(stubbed, loads):
     summary = json.loads((stubbed.work / "training.json").read_text())
     assert summary.keys() == {
         *("adapter_change", "merge_difference", "seconds", "flags"),
-        *("backend", "quantization", "autocast", "memory_plan_gb"),
+        *("backend", "quantization", "autocast", "memory_plan_gb", "base", "started_from"),
     }
     assert summary["memory_plan_gb"] == {"peak": 2.5, "largest": "loss", "phases": {"loss": {"weights": 2.5}}}
 
@@ -226,6 +226,17 @@ def test_a_disabled_warmup_is_left_out(stubbed, loads):
     assert not (stubbed.work / "warmup").exists()
 
 
+@pytest.mark.parametrize("warmup", [True, False])
+def test_the_first_phase_goes_on_from_the_start(stubbed, loads, warmup):
+    """With policy.start_from the warm-up starts from that adapter, and without a warm-up GRPO does."""
+    start = stubbed.work / "start" / "adapter"
+    start.mkdir(parents=True)
+    config = RunConfig.model_validate({"policy": {"start_from": "runs/night"}, "warmup": {"enabled": warmup}})
+    process.train(config, stubbed.data, stubbed.work)
+    assert loads == ([start, stubbed.work / "warmup" / "adapter"] if warmup else [start])
+
+
+@pytest.mark.slow
 def test_a_finished_warmup_is_not_repeated_after_a_restart(stubbed):
     """A process killed in GRPO starts with GRPO the next time."""
     process.train(RunConfig(), stubbed.data, stubbed.work)

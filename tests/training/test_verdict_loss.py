@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from medgrpo.completions import VERDICTS
 from medgrpo.errors import InputError
 from medgrpo.policies import load_tokenizer
 from medgrpo.prompts import gold_completion
@@ -13,7 +14,7 @@ from medgrpo.training.verdict_loss import verdict_tokens, weigh_verdicts
 def test_a_verdicts_weight_multiplies_its_log_probability_alone(tmp_path):
     """Only the last verdict word of a row is counted more; the same word in the thought is not."""
     tokenizer = load_tokenizer(tiny_policy(tmp_path / "policy"))
-    tokens = verdict_tokens(tokenizer)
+    tokens = verdict_tokens(tokenizer, VERDICTS)
     ids = tokenizer.encode("<thought>yes or no</thought><answer>maybe</answer>")
     labels = torch.tensor([[-100, *ids]])
     weighted = weigh_verdicts(torch.ones(labels.shape), labels, tokens, 20.0)
@@ -28,7 +29,7 @@ def test_verdicts_may_be_told_apart_at_different_places(tmp_path):
         tokenizer.encode(f"<answer>{word}</answer>", add_special_tokens=False) for word in ("yes", "no", "maybe")
     ]
     assert answers[0][0] != answers[1][0] == answers[2][0]
-    tokens = verdict_tokens(tokenizer)
+    tokens = verdict_tokens(tokenizer, VERDICTS)
     assert [[token in tokens for token in ids].count(True) for ids in answers] == [1, 1, 1]
     assert len(set(tokens)) == 3
 
@@ -41,7 +42,7 @@ def test_verdicts_that_begin_alike_cannot_be_weighed():
             return [ord(c) for c in text.replace("maybe", "yesterday")]
 
     with pytest.raises(InputError, match="verdict_weight"):
-        verdict_tokens(Letters())
+        verdict_tokens(Letters(), VERDICTS)
 
 
 @pytest.mark.slow
@@ -65,7 +66,7 @@ def test_the_loss_is_the_same_where_a_trainer_leaves_it_to_the_model(tmp_path, m
         "args": warmup._arguments(RunConfig(), tmp_path),
         "train_dataset": datasets.Dataset.from_list(rows),
     }
-    weighing = verdict_loss.VerdictWeightedTrainer(verdict_weight=9.0, **options)
+    weighing = verdict_loss.VerdictWeightedTrainer(verdict_weight=9.0, labels=VERDICTS, **options)
     inputs = dict(next(iter(weighing.get_train_dataloader())))
     for count in (None, torch.tensor(500)):
         by_trl = weighing.compute_loss(weighing.model, dict(inputs), num_items_in_batch=count)
@@ -73,5 +74,5 @@ def test_the_loss_is_the_same_where_a_trainer_leaves_it_to_the_model(tmp_path, m
             patch.setattr(trl.SFTTrainer, "compute_loss", transformers.Trainer.compute_loss)
             by_model = weighing.compute_loss(weighing.model, dict(inputs), num_items_in_batch=count)
         assert by_model.item() == pytest.approx(by_trl.item(), rel=1e-6)
-    plain = verdict_loss.VerdictWeightedTrainer(verdict_weight=1.0, **options)
+    plain = verdict_loss.VerdictWeightedTrainer(verdict_weight=1.0, labels=VERDICTS, **options)
     assert plain.compute_loss(plain.model, dict(inputs), num_items_in_batch=count).item() < by_trl.item()

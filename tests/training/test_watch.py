@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medgrpo.completions import VERDICT_FORM
 from medgrpo.config import RunConfig, WatchConfig
 from medgrpo.prompts import gold_completion
 from medgrpo.testing import tiny_record
-from medgrpo.training.watch import _RULES, ALWAYS_STOP, SMOOTHED, Watch, completion_facts
+from medgrpo.training.watch import _RULES, ALWAYS_STOP, Watch, completion_facts, smoothed
 
 STEPS = 60
 CONFIG = RunConfig()
@@ -296,4 +297,4 @@ def test_the_facts_tell_copies_inventions_and_silence_apart():
 
 def test_every_fact_is_followed():
     """What is computed of completions has a moving average."""
-    assert completion_facts([tiny_record()], ["yes"]).keys() <= set(SMOOTHED)
+    assert completion_facts([tiny_record()], ["yes"]).keys() <= set(smoothed(VERDICT_FORM))
