@@ -71,12 +71,12 @@ def answer(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Cap on the answer's length in tokens.")] = 256,
     samples: Annotated[int, typer.Option(help="Sampled answers behind the confidence; 0 gives none.")] = 5,
     domain: Annotated[
-        str | None, typer.Option(help="Domain that the model was trained on; unset, one of abstracts.")
+        str | None, typer.Option(help="Domain that the model was trained on; unset, its run's, or one of abstracts.")
     ] = None,
 ) -> None:
-    """Ask a trained model one question about an abstract."""
+    """Ask a trained model one question about an abstract, or about what else its domain reads."""
+    from medgrpo import domains
     from medgrpo.policies import load_model
-    from medgrpo.records import DEFAULT_DOMAIN
     from medgrpo.serving import AnswerSettings
     from medgrpo.serving import answer as answer_rows
 
@@ -84,16 +84,28 @@ def answer(
         raise InputError(
             f"{model} is not a model directory (no config.json). Train one with `make demo`, or give one with --model."
         )
+    asked = domains.get(domain or _domain_of(model))
     weights, tokenizer = load_model(model)
-    settings = AnswerSettings(max_new_tokens, samples=samples, domain=domain or DEFAULT_DOMAIN)
+    settings = AnswerSettings(max_new_tokens, samples=samples, domain=asked.name)
     reply = answer_rows(weights, tokenizer, [{"question": question, "contexts": context}], settings)[0]
     typer.echo(f"thought: {reply['thought'] or '(none)'}\nanswer:  {reply['verdict'] or '(unreadable)'}")
     if reply["confidence"] is not None:
         typer.echo(f"         {reply['confidence']:.0%} of {samples} sampled answers agree")
     for cited in reply["evidence"]:
         if not cited["supported"]:
-            typer.echo(f"         not in the abstract: {cited['quote']}")
-    typer.echo("Not medical advice.", err=True)
+            typer.echo(f"         not supported: {cited['quote']}")
+    if "medical" in asked.topics:
+        typer.echo("Not medical advice.", err=True)
+
+
+def _domain_of(model: Path) -> str:
+    """The domain of the run whose model it is; that of abstracts where it lies in none."""
+    from medgrpo.records import DEFAULT_DOMAIN
+
+    settings = model.parent.parent / "config.json"
+    if not settings.is_file():
+        return DEFAULT_DOMAIN
+    return str(json.loads(settings.read_text(encoding="utf-8")).get("data", {}).get("domain", DEFAULT_DOMAIN))
 
 
 @app.command()

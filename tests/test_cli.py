@@ -266,6 +266,15 @@ def test_answer(run: Run, tmp_path: Path) -> None:
     assert "Not medical advice." in err
 
 
+def test_a_model_is_asked_as_its_run_asks(tmp_path: Path) -> None:
+    """A model in a run's directory is of that run's domain; one from elsewhere is of abstracts."""
+    model = tmp_path / "train" / "model"
+    assert cli._domain_of(model) == "synthetic"
+    for written, domain in (('{"model_type": "llama"}', "synthetic"), ('{"data": {"domain": "gsm8k"}}', "gsm8k")):
+        (tmp_path / "config.json").write_text(written)
+        assert cli._domain_of(model) == domain
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("question", "context"), [("", "It did."), ("Does it?", " ")])
 def test_answer_to_nothing(run: Run, tmp_path: Path, question: str, context: str) -> None:
