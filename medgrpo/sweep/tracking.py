@@ -88,14 +88,16 @@ def read_result(config: RunConfig, trial: TrialConfig) -> Result:
     client = connect(config)
     with plain_errors(resolve_mlflow_uri(config)), http_timeout(CALL_SECONDS):
         runs = client.search_runs([experiment_id(client, config)], trial_query(trial))
-        evaluated = [run for run in runs if OPEN in run.data.metrics]
+        evaluated = [run for run in runs if METRICS["strict_form"] in run.data.metrics]
         if not evaluated:
             return Result("failed", reason="its run was completed, but MLflow holds no evaluation of it.")
         return _result(client, config, evaluated[0])
 
 
 def _result(client: "MlflowClient", config: RunConfig, run: "Run") -> Result:
-    run_id, metrics = str(run.info.run_id), {METRICS["macro_f1"]: run.data.metrics[OPEN], **run.data.metrics}
+    run_id, metrics = str(run.info.run_id), dict(run.data.metrics)
+    if OPEN in metrics:
+        metrics.setdefault(METRICS["macro_f1"], metrics[OPEN])
     missing = [name for name in OBJECTIVES if METRICS[name] not in metrics]
     if missing:
         return Result("failed", reason=f"its evaluation measured no {' and no '.join(missing)}.", run_id=run_id)

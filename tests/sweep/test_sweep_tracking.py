@@ -58,6 +58,16 @@ def test_results_are_read_from_the_trials_run(tmp_path: Path, store: RunConfig) 
     assert connect(store).get_run(run_id).data.tags["mlflow.parentRunId"] == config.trial.parent
 
 
+def test_open_answers_are_judged_by_accuracy(tmp_path: Path, store: RunConfig) -> None:
+    """Numbers have no macro-F1; what share of them is right stands in for it, and never where there is one."""
+    others = {"accuracy": 0.3, "strict_form": 0.9, "faithfulness_unsupported_figures": 0.1}
+    for number, values, expected in ((5, others, 0.3), (6, {**others, "macro_f1": 0.2}, 0.2)):
+        config = _trial(store, number)
+        _log(config, tmp_path / str(number), values)
+        assert config.trial
+        assert read_result(config, config.trial).values == (expected, 0.1, 0.9)
+
+
 def test_a_trial_that_measured_nothing_has_failed(tmp_path: Path, store: RunConfig) -> None:
     """Without an evaluation, or without one of the objectives, there is a reason and no value."""
     config = _trial(store, 0)
