@@ -32,7 +32,7 @@ SPACE: dict[str, Any] = {
     "grpo.group_size": [2, 4],
     "rewards.correctness": [1.0, 2.0],
 }
-SLEEPS, SLEEP_SECONDS = 4, 15
+SLEEPS, SLEEP_SECONDS = 4, 8
 MOST_OF_ONE = 0.65
 """Half, and thirty per cent of it."""
 
