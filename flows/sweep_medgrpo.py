@@ -32,7 +32,7 @@ def sweep_medgrpo(config: RunConfig | str = "demo") -> dict[str, Any]:
         config, directory = runs.open_run_directory(without_storage(config, study.name))
         name_lines(config.name)
         with tracked(config, study):
-            runner = find_runner(config, train_medgrpo)
+            runner = find_runner(config, study.id, train_medgrpo)
             for trial in run_trials(study, runner):
                 show_progress(study, trial)
             choice, chosen = report.decide(study, config)

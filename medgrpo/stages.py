@@ -399,7 +399,7 @@ def register_key(config: RunConfig, trained: Manifest, evaluated: Manifest) -> s
         "weights": trained.sha256,
         "evaluation": evaluated.sha256,
         "tracking": config.tracking.model_dump(),
-        "trial": config.trial and [config.trial.study, config.trial.number],
+        "trial": config.trial and [config.trial.sweep, config.trial.number],
         "uri": resolve_mlflow_uri(config),
         "code": _code(config, "medgrpo.serving"),
     }

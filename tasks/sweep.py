@@ -48,11 +48,11 @@ class TrainingRunner(Runner, Protocol):
         """Run the ordinary training of the chosen trial; returns its summary, as far as it can be read here."""
 
 
-def find_runner(config: RunConfig, training: Training) -> TrainingRunner:
+def find_runner(config: RunConfig, sweep: str, training: Training) -> TrainingRunner:
     """Runs of the deployment that the sweep names, where there is a server; otherwise runs in this process."""
     server, name = PREFECT_API_URL.value(), config.sweep.deployment
     if name and server:
-        return Deployed(name, config.sweep.parallel)
+        return Deployed(name, sweep, config.sweep.parallel)
     if name or config.sweep.parallel > 1:
         why = f"no Prefect server is set for the deployment {name}" if name else "sweep.deployment names no deployment"
         get_run_logger().warning("%s (PREFECT_API_URL), so the trials run here, one after another.", why)
@@ -87,18 +87,19 @@ class Deployed(TrainingRunner):
 
     Args:
         deployment: FLOW/NAME.
+        sweep: identity of the study, by which runs are found again.
         capacity: runs at the same time.
     """
 
-    def __init__(self, deployment: str, capacity: int) -> None:
+    def __init__(self, deployment: str, sweep: str, capacity: int) -> None:
         self.capacity = capacity
-        self._deployment = deployment
+        self._deployment, self._sweep = deployment, sweep
         self._runs: dict[int, UUID] = {}
 
     def start(self, proposal: Proposal) -> None:
         """Start a trial's run; one that an earlier sweep has started is found by its key, and not started again."""
         assert proposal.config
-        key = f"{proposal.config.name}-{fingerprint(proposal.values)}"
+        key = f"{self._sweep}-{proposal.number}-{fingerprint(proposal.values)}"
         self._runs[proposal.number] = self._create(proposal.config, key)
 
     def ended(self, proposal: Proposal) -> Result | None:
@@ -113,7 +114,7 @@ class Deployed(TrainingRunner):
             TrainingCrashed: it did not complete.
         """
         for attempt in count():
-            run_id = self._create(config, f"{config.name}-{attempt}", reason=reason)
+            run_id = self._create(config, f"{self._sweep}-chosen-{attempt}", reason=reason)
             state = _final_state(run_id)
             # One that had ended before was started, and seen to fail, by an earlier try.
             is_new = state is None
@@ -145,7 +146,7 @@ class Deployed(TrainingRunner):
 @contextmanager
 def tracked(config: RunConfig, study: Study) -> Iterator[None]:
     """Keep the sweep's MLflow run open, and end it as failed, with the reason, where the sweep does."""
-    study.parent = open_sweep(config, study.name, study.parent)
+    study.parent = open_sweep(config, study.id, study.parent)
     try:
         yield
     except MedgrpoError as error:

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from deployments import DECLARED, DEPLOYMENTS, LIMITS, POOLS, T4_LIMIT, Deployment
 from deployments.__main__ import app
-from medgrpo.config import RunConfig, Settings, load_config
+from medgrpo.config import RunConfig, load_config
+from medgrpo.settings import Settings
 
 
 def _each(deployment: Deployment) -> str:

@@ -22,7 +22,8 @@ from medgrpo.domains.domain import Domain
 from medgrpo.domains.gsm8k_attacks import ATTACKS
 from medgrpo.domains.gsm8k_gold import gold_thought
 from medgrpo.domains.gsm8k_grounding import agreement, disagrees, evidence, grounding
-from medgrpo.errors import InputError, ServiceUnreachable
+from medgrpo.domains.hub import load_split
+from medgrpo.errors import InputError
 from medgrpo.jsonfiles import Wanted, read_text
 from medgrpo.records import Corpus, Record
 
@@ -86,17 +87,10 @@ def load_from_hub(hub_id: str, revision: str) -> Corpus:
         ServiceUnreachable: the Hub did not answer.
         InputError: the dataset is not GSM8K.
     """
-    import datasets
-
-    try:
-        tables = {split: datasets.load_dataset(hub_id, HUB_CONFIG, split=split, revision=revision) for split in SPLITS}
-    except (ConnectionError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise ServiceUnreachable(
-            f"the dataset {hub_id} could not be fetched from the Hugging Face Hub ({type(error).__name__}). Check the "
-            "network and the name, or give the directory of train.jsonl and test.jsonl: --set data.path=PATH."
-        ) from error
-    except ValueError as error:
-        raise InputError(f"the dataset {hub_id} is not GSM8K: {error}. Set data.hub_id={HUB_ID}.") from error
+    give = "the directory of train.jsonl and test.jsonl: --set data.path=PATH"
+    tables = {
+        split: load_split(hub_id, HUB_CONFIG, split, revision, title="GSM8K", give=give, own=HUB_ID) for split in SPLITS
+    }
     found = {
         split: [
             _record(f"{NAME}-{split}-{row}", fields, f"{hub_id}, {split} row {row}") for row, fields in enumerate(t)

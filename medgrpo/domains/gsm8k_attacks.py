@@ -163,6 +163,7 @@ ATTACKS: Mapping[str, Attack] = {
     "answer times one": lambda t: t.answer(f"{t.right} * 1 = {t.right}. So the answer is {t.right}."),
     # Thoughts
     "thought concludes another number": _another_number,
+    "conclusion with another number": lambda t: t.answer(f"{_ENDING.sub('', t.thought)} Therefore it is {t.wrong}."),
     "last equation gives another number": _other_result,
     "pasted problem": lambda t: t.answer(_problem(t)),
     "pasted problem with the answer": lambda t: t.answer(f"{_problem(t)} So the answer is {t.right}."),

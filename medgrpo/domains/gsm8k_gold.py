@@ -121,8 +121,9 @@ def _built(record: Record) -> Iterator[str]:
     One published solution in four hundred needs it.
     """
     digits = record.verdict.lstrip("-").replace(".", "").lstrip("0")
-    begun = next((value for value in quantities("\n".join([*record.contexts, record.question])) if value > 1), 2)
-    yield f"{canonical(Fraction(begun))} / {canonical(Fraction(begun))} = 1"
+    given = quantities("\n".join([*record.contexts, record.question]))
+    begun = next((value for value in given if value > 1 and value.denominator == 1), Fraction(2))
+    yield f"{canonical(begun)} / {canonical(begun)} = 1"
     value = 1
     if digits[:1] > "1":
         value = int(digits[0])

@@ -10,6 +10,7 @@ one of them, or what came of one. Multiplying by 1 and adding 0 make no point. W
 the problem's numbers that mean nothing. `agreement` asks at least that the last of them gives the answer.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -26,6 +27,9 @@ from medgrpo.rewards.grounding import evidence as quoted
 
 # Larger numbers that everybody knows convert units; up to this one, things may be counted that a problem only names.
 MOST_COUNTED = 12
+
+_CONCLUDES = frozenset(("so", "therefore", "thus", "hence"))
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 @dataclass
@@ -190,18 +194,31 @@ def grounding(thought: str, contexts: Sequence[str], question: str, config: Rewa
 def agreement(thought: str, record: Record, config: RewardConfig) -> float:
     """Agreement grade: 1.0 where what the thought computes last is the record's answer, or rounds to it; else 0.0.
 
-    What it says the answer is must not be another number. A thought without equations is judged by its last number.
+    What it says the answer is, or concludes with "so" or "therefore", must not be another number. A thought without
+    equations is judged by its last number.
 
     >>> record = Record(id="1", domain="gsm8k", question="How many are left?", contexts=("She has 16 eggs, eats 3.",),
     ...     verdict="13", long_answer="16 - 3 = 13")
-    >>> [agreement(thought, record, RewardConfig()) for thought in ("16 - 3 = 13", "16 - 3 = 13. The answer is 12.")]
-    [1.0, 0.0]
+    >>> [agreement(thought, record, RewardConfig()) for thought in ("16 - 3 = 13", "16 - 3 = 13. The answer is 12.",
+    ...     "16 - 3 = 13. Therefore 12 are left.", "16 - 3 = 13. So 13 are left.")]
+    [1.0, 0.0, 0.0, 1.0]
     """
     said = thought[:MAX_CHARACTERS]
     answer = Fraction(record.verdict)
     if stated_number(said) not in (None, record.verdict) or len(thought) > MAX_CHARACTERS:
         return 0.0
+    if _concludes_another(said, answer):
+        return 0.0
     return float(any(value == answer or _rounds(value, answer) for value in _last_numbers(said)))
+
+
+def _concludes_another(thought: str, answer: Fraction) -> bool:
+    """Whether the last sentence draws a conclusion with numbers, none of which is the answer, and no equation."""
+    found, claimed = read(_SENTENCE_END.split(thought.strip())[-1])
+    if claimed or not found or found[0].text.lower() not in _CONCLUDES:
+        return False
+    numbers = {abs(token.value) for token in found if token.kind in ("number", "spelled")}
+    return bool(numbers) and abs(answer) not in numbers
 
 
 def _rounds(value: Fraction, answer: Fraction) -> bool:

@@ -24,7 +24,8 @@ from pydantic import ValidationError
 from medgrpo.completions import VERDICTS
 from medgrpo.config import DataConfig
 from medgrpo.domains.abstracts import abstracts_domain
-from medgrpo.errors import InputError, ServiceUnreachable
+from medgrpo.domains.hub import load_split
+from medgrpo.errors import InputError
 from medgrpo.jsonfiles import JsonObject, Wanted, read_json_object
 from medgrpo.records import Corpus, Record, verdict_counts
 
@@ -80,17 +81,8 @@ def load_from_hub(hub_id: str, revision: str) -> Corpus:
         ServiceUnreachable: the Hub did not answer.
         InputError: the dataset has other columns than PubMedQA's.
     """
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(hub_id, "pqa_labeled", split="train", revision=revision)
-    except (ConnectionError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise ServiceUnreachable(
-            f"the dataset {hub_id} could not be fetched from the Hugging Face Hub ({type(error).__name__}). "
-            "Check the network and the name, or give the file itself: --set data.path=PATH/ori_pqal.json."
-        ) from error
-    except ValueError as error:
-        raise InputError(f"the dataset {hub_id} is not PubMedQA: {error}. Set data.hub_id=qiaojin/PubMedQA.") from error
+    give = "the file itself: --set data.path=PATH/ori_pqal.json"
+    rows = load_split(hub_id, "pqa_labeled", "train", revision, title="PubMedQA", give=give, own=HUB_ID)
     raw = JsonObject([_hub_fields(row) for row in rows])
     if raw.twice:
         raise InputError(f"{hub_id}: the PMID {raw.twice} stands there twice; every PMID must be unique.")

@@ -3,12 +3,13 @@
 from dataclasses import asdict
 from typing import Any
 
-from medgrpo.config import RunConfig, TrialConfig, resolve_mlflow_uri
+from medgrpo.config import RunConfig, resolve_mlflow_uri
 from medgrpo.registry.candidate import Candidate, read_evidence
 from medgrpo.registry.connection import connect, plain_errors
 from medgrpo.registry.evidence import log_evidence
 from medgrpo.registry.lookup import Registration
 from medgrpo.registry.runs import VERSION_TAG, experiment_id, open_run
+from medgrpo.sweep.settings import TrialConfig
 
 TRIAL_TAG = "medgrpo.trial"
 NO_VERSION = "none: a trial"
@@ -51,4 +52,4 @@ def record_trial(candidate: Candidate) -> dict[str, Any]:
 
 
 def _name(trial: TrialConfig) -> str:
-    return f"{trial.study}/{trial.number}"
+    return f"{trial.sweep}/{trial.number}"

@@ -5,8 +5,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from medgrpo.config import Range, RunConfig, nearest, parse_config
+from medgrpo.config import RunConfig, parse_config
 from medgrpo.errors import InputError
+from medgrpo.settings import nearest
+from medgrpo.sweep.settings import Range
 
 if TYPE_CHECKING:
     from optuna import Trial

@@ -10,14 +10,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
-from medgrpo.config import RunConfig, TrialConfig
+from medgrpo.config import RunConfig
 from medgrpo.errors import InputError, ServiceUnreachable
 from medgrpo.manifests import locked
 from medgrpo.provenance import fingerprint
 from medgrpo.registry.connection import public_uri
 from medgrpo.runs import check_name
 from medgrpo.sweep.pruning import bar
+from medgrpo.sweep.settings import TrialConfig
 from medgrpo.sweep.space import distributions, own_values, read_space, suggest, with_values
 from medgrpo.sweep.trials import OBJECTIVES, Proposal, Result, State, Trial
 
@@ -30,7 +32,7 @@ BUSY_SECONDS = 60
 """How long a busy SQLite file is waited for."""
 STARTUP_TRIALS = 8
 """Trials that are drawn at random before the sampler learns from them."""
-SETTINGS, RESULT, CHOSEN, PARENT = "settings", "result", "chosen", "parent"
+SETTINGS, RESULT, CHOSEN, PARENT, IDENTITY = "settings", "result", "chosen", "parent", "identity"
 _FREE = {"profile", "name", "runs_dir", "tracking", "sweep", "trial", "training_timeout_minutes", "retrain"}
 """Settings that decide nothing which trials are compared by."""
 
@@ -123,6 +125,13 @@ class Study:
         own = own_values(config, space)
         if own and not self._study.get_trials(deepcopy=False):
             self._study.enqueue_trial(own)
+
+    @property
+    def id(self) -> str:
+        """Random identity: what other places keep of a study is found by it, as a name may be given again."""
+        if IDENTITY not in self._study.user_attrs:
+            self._study.set_user_attr(IDENTITY, uuid4().hex)
+        return str(self._study.user_attrs[IDENTITY])
 
     @property
     def parent(self) -> str:
@@ -219,7 +228,8 @@ class Study:
         """The run of a trial: the profile with its values, evaluated on dev, without what only a candidate needs."""
         base, sweep = self._config, self._config.sweep
         varied = with_values(base, values)
-        trial = TrialConfig(study=self.name, number=number, parent=self.parent, bar=self._bar(varied.grpo.steps))
+        bar = self._bar(varied.grpo.steps)
+        trial = TrialConfig(sweep=self.id, study=self.name, number=number, parent=self.parent, bar=bar)
         judged = {"split": "dev", "cases": sweep.cases, "probes": False, "samples": 0}
         action = "stop" if sweep.prune_alarms else base.watch.action
         changes = {

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medgrpo.config import RunConfig, TrialConfig, resolve_mlflow_uri
+from medgrpo.config import RunConfig, resolve_mlflow_uri
 from medgrpo.registry.connection import CALL_SECONDS, connect, http_timeout, plain_errors
 from medgrpo.registry.runs import FAILURE_TAG, create_run, experiment_id, set_tags
 from medgrpo.registry.trials import trial_query
 from medgrpo.sweep.pruning import PAID, grades
+from medgrpo.sweep.settings import TrialConfig
 from medgrpo.sweep.trials import OBJECTIVES, Result
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def open_sweep(config: RunConfig, study: str, known: str, tags: Mapping[str, str
 
     Args:
         config: settings of the sweep.
-        study: name of its study.
+        study: identity of its study.
         known: the run that the study names; empty where it names none.
         tags: further tags.
 

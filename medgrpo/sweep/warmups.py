@@ -1,6 +1,7 @@
 """Warm-ups that trials share: the first trial that finishes one lends it to those that would train the same."""
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from medgrpo.training.metrics import METRICS_FILE, read_metrics
 from medgrpo.training.start import read_start
 
 PHASE, ADAPTER = "warmup", "adapter"
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -32,7 +35,11 @@ def shared_warmup(config: RunConfig, data: Manifest, directory: Path) -> Iterato
     try:
         yield
     finally:
-        lend(directory, shared)
+        try:
+            lend(directory, shared)
+        except OSError as error:
+            # Lending is a favour: a full disk must not hide how the trial ended.
+            logger.warning("The warm-up could not be kept for other trials (%s).", error)
 
 
 def warmup_key(config: RunConfig, data: Manifest, start: Mapping[str, Any] | None = None) -> str:

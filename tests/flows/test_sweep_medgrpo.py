@@ -285,17 +285,20 @@ def test_two_workers_halve_the_time(tmp_path: Path, pool: Callable[[int], str]) 
 
 
 def test_a_trial_is_started_once_on_workers(tmp_path: Path, pool: Callable[[int], str]) -> None:
-    """A resumed sweep finds the run of a trial that an earlier one started, and other values are another run."""
+    """A resumed sweep finds the run of a trial that it had started; other values, or another study, are another run."""
     config = tiny_config(tmp_path, name="once-000")
-    first, again = (Deployed(pool(0) if made else "sleeping/sleepers-0", 1) for made in (True, False))
+    name = pool(0)
+    first, again, other = (Deployed(name, study, 1) for study in ("s", "s", "t"))
     for runner in (first, again):
         runner.start(Proposal(0, {"grpo.beta": 0.0}, config))
     assert _flow_runs("once-") == 1
     assert first.ended(Proposal(0, {}, config)) is None
     again.start(Proposal(0, {"grpo.beta": 0.1}, config))
     assert _flow_runs("once-") == 2
+    other.start(Proposal(0, {"grpo.beta": 0.1}, config))
+    assert _flow_runs("once-") == 3
     with pytest.raises(InputError, match="has no deployment sleeping/awake"):
-        Deployed("sleeping/awake", 1).start(Proposal(0, {}, config))
+        Deployed("sleeping/awake", "s", 1).start(Proposal(0, {}, config))
     _delete_flow_runs("once-")
 
 
@@ -313,7 +316,9 @@ def test_a_sweep_in_which_all_trials_fail_has_failed(tmp_path: Path) -> None:
 
 def test_a_trial_below_the_bar_is_ended(tmp_path: Path) -> None:
     """Its training is stopped and not retried, its MLflow run says why, and the trial is pruned."""
-    config = tiny_config(tmp_path, name="low-000", trial={"study": "low", "number": 0, "parent": "p", "bar": {1: 1.5}})
+    config = tiny_config(
+        tmp_path, name="low-000", trial={"sweep": "low", "study": "low", "number": 0, "parent": "p", "bar": {1: 1.5}}
+    )
     runner, proposal = InProcess(train_medgrpo), Proposal(0, {}, config)
     runner.start(proposal)
     result = runner.ended(proposal)

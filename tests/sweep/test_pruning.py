@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from medgrpo.config import RunConfig, TrialConfig
+from medgrpo.config import RunConfig
 from medgrpo.errors import TrainingAlarm, TrialPruned
 from medgrpo.sweep.pruning import PAID, Pruner, bar, grades
+from medgrpo.sweep.settings import TrialConfig
 
 
 def _row(step: int, paid: float, phase: str = "grpo") -> dict[str, Any]:
@@ -17,7 +18,7 @@ def _row(step: int, paid: float, phase: str = "grpo") -> dict[str, Any]:
 
 
 def _trial(config: RunConfig, levels: dict[int, float], correctness: float = 1.0) -> RunConfig:
-    trial = TrialConfig(study="s", number=3, parent="p", bar=levels)
+    trial = TrialConfig(sweep="s", study="s", number=3, parent="p", bar=levels)
     rewards = config.rewards.model_copy(update={"correctness": correctness})
     return config.model_copy(update={"trial": trial, "rewards": rewards})
 
@@ -52,6 +53,10 @@ def test_a_resumed_trial_is_judged_from_its_first_step(tmp_path: Path, sweep_con
     pruner = Pruner(_trial(sweep_config(), {3: 0.5}))
     pruner.begin(tmp_path)
     pruner.look(_row(3, 0.0))
+    with pytest.raises(TrialPruned, match=r"earned 0\.000"):
+        Pruner(_trial(sweep_config(), {3: 0.5})).look(_row(3, 0.0))
+    with pytest.raises(TrialPruned, match=r"earned 0\.000"):
+        pruner.look(_row(3, -2.0))
 
 
 def test_an_ordinary_run_is_never_pruned(tmp_path: Path, sweep_config: Callable[..., RunConfig]) -> None:
@@ -60,3 +65,5 @@ def test_an_ordinary_run_is_never_pruned(tmp_path: Path, sweep_config: Callable[
         pruner = Pruner(config)
         pruner.begin(tmp_path)
         pruner.look(_row(1, 0.0))
+    with pytest.raises(TrialPruned):
+        Pruner(_trial(sweep_config(), {1: 0.5})).look(_row(1, 0.0))

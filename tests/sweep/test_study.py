@@ -208,6 +208,18 @@ def test_the_database_may_be_postgresql(sweep_config: Callable[..., RunConfig]) 
         assert _drain(config) == _drain(sweep_config())
 
 
+def test_a_study_is_not_its_name(sweep_config: Callable[..., RunConfig]) -> None:
+    """Opened again it is the same; with its database gone, one of the same name is another, and finds nothing of it."""
+    config = sweep_config()
+    with open_study(config) as study:
+        first = study.id
+    with open_study(config) as study:
+        assert study.id == first
+    (config.runs_dir / "sweeps.db").unlink()
+    with open_study(config) as study:
+        assert study.id != first
+
+
 @pytest.mark.parametrize(
     ("url", "error", "sentence"),
     [

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from medgrpo.config import RunConfig, TrialConfig
+from medgrpo.config import RunConfig
 from medgrpo.registry import Candidate, connect, log_metric_rows, open_run, record_trial, trial_tags
+from medgrpo.sweep.settings import TrialConfig
 from medgrpo.sweep.tracking import METRICS, close_sweep, open_sweep, read_result
 
 pytestmark = pytest.mark.slow
@@ -26,7 +27,7 @@ def store(tmp_path: Path, empty_store: Path) -> RunConfig:
 
 
 def _trial(config: RunConfig, number: int, parent: str = "p") -> RunConfig:
-    return config.model_copy(update={"trial": TrialConfig(study="night", number=number, parent=parent)})
+    return config.model_copy(update={"trial": TrialConfig(sweep="night", study="night", number=number, parent=parent)})
 
 
 def _log(config: RunConfig, directory: Path, values: dict[str, float]) -> str:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from medgrpo.config import RunConfig, TrialConfig
+from medgrpo.config import RunConfig
 from medgrpo.manifests import Manifest, is_sealed, seal
+from medgrpo.sweep.settings import TrialConfig
 from medgrpo.sweep.warmups import borrow, lend, shared_warmup, warmup_key
 from medgrpo.training.metrics import read_metrics
 
@@ -74,7 +75,7 @@ def test_a_trial_lends_however_it_ends(tmp_path: Path, fails: bool, sweep_config
     with shared_warmup(config, data, _trained(tmp_path / "ordinary")):
         pass
     assert not list(tmp_path.glob("warmup-*"))
-    trial = config.model_copy(update={"trial": TrialConfig(study="s", number=0, parent="p")})
+    trial = config.model_copy(update={"trial": TrialConfig(sweep="s", study="s", number=0, parent="p")})
     try:
         with shared_warmup(trial, data, _trained(tmp_path / "trial")):
             if fails:

@@ -11,8 +11,9 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.states import Completed, Crashed, Failed, Running
 
 import tasks.sweep as module
-from medgrpo.config import RunConfig, TrialConfig
+from medgrpo.config import RunConfig
 from medgrpo.errors import InputError, ServiceUnreachable
+from medgrpo.sweep.settings import TrialConfig
 from medgrpo.sweep.trials import Proposal, Result
 from medgrpo.testing import tiny_config
 
@@ -22,7 +23,7 @@ FOUND = Result("complete", (0.4, 0.1, 0.9))
 @pytest.fixture
 def proposal(tmp_path: Path) -> Proposal:
     """Trial 2."""
-    trial = TrialConfig(study="s", number=2, parent="p")
+    trial = TrialConfig(sweep="s", study="s", number=2, parent="p")
     return Proposal(2, {"grpo.beta": 0.1}, RunConfig(name="s-002", runs_dir=tmp_path, trial=trial))
 
 
@@ -134,7 +135,7 @@ def test_without_a_server_trials_run_here(tmp_path: Path, monkeypatch: pytest.Mo
 
     def found(setting: Any, **sweep: Any) -> tuple[str, int]:
         monkeypatch.setattr(module, "PREFECT_API_URL", setting)
-        runner = module.find_runner(tiny_config(tmp_path, sweep=sweep), training)
+        runner = module.find_runner(tiny_config(tmp_path, sweep=sweep), "s", training)
         return type(runner).__name__, runner.capacity
 
     assert found(server, deployment="a/b", parallel=3) == ("Deployed", 3)
