@@ -1,5 +1,6 @@
 """How a sweep's trials run in Prefect, and what their states mean."""
 
+import logging
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,8 @@ class FakeClient:
         return type("FlowRun", (), {"state": self.state})
 
 
-def _crashed(seconds: float) -> State[Any]:
-    return Crashed(timestamp=datetime.now(UTC) - timedelta(seconds=seconds))
+def _crashed(age: timedelta) -> State[Any]:
+    return Crashed(timestamp=datetime.now(UTC) - age)
 
 
 @pytest.mark.parametrize(
@@ -96,19 +97,19 @@ def _crashed(seconds: float) -> State[Any]:
         (Running(), False),
         (Completed(), True),
         (Failed(), True),
-        (_crashed(5), False),
-        (_crashed(600), True),
+        (timedelta(seconds=5), False),
+        (timedelta(minutes=10), True),
         (State(type=StateType.CANCELLED), True),
         (httpx.ConnectError("refused"), False),
     ],
     ids=lambda given: getattr(given, "name", None) or str(given),
 )
 def test_only_what_a_run_does_not_leave_is_its_end(
-    state: State[Any] | Exception, final: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    state: State[Any] | timedelta | Exception, final: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A crash may yet be put right by the automation, and a server that is away says nothing about the trial."""
-    import logging
-
+    # The age of a crash counts from now: between collecting this test and running it minutes may pass.
+    state = _crashed(state) if isinstance(state, timedelta) else state
     monkeypatch.setattr(module, "get_client", lambda sync_client: FakeClient(state))
     monkeypatch.setattr(module, "get_run_logger", lambda: logging.getLogger("test"))
     assert (module._final_state(uuid4()) is not None) is final
@@ -126,7 +127,6 @@ def test_a_deleted_run_is_a_failed_trial(monkeypatch: pytest.MonkeyPatch, propos
 
 def test_without_a_server_trials_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A deployment needs a server; without one, or without a deployment, trials run in the sweep's process."""
-    import logging
 
     monkeypatch.setattr(module, "get_run_logger", lambda: logging.getLogger("test"))
     server = type("Setting", (), {"value": staticmethod(lambda: "http://prefect/api")})
