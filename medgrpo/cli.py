@@ -94,8 +94,8 @@ def answer(
     for cited in reply["evidence"]:
         if not cited["supported"]:
             typer.echo(f"         not supported: {cited['quote']}")
-    if "medical" in asked.topics:
-        typer.echo("Not medical advice.", err=True)
+    if asked.caution:
+        typer.echo(asked.caution, err=True)
 
 
 def _domain_of(model: Path) -> str:

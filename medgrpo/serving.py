@@ -50,17 +50,6 @@ class AnswerSettings:
     domain: str = DEFAULT_DOMAIN
 
 
-INPUT_EXAMPLE: list[dict[str, Any]] = [
-    {
-        "question": "Does daily walking lower resting heart rate? (synthetic example)",
-        "contexts": [
-            "METHODS: 120 invented adults walked daily or not for 12 weeks.",
-            "RESULTS: Resting heart rate fell by 6 beats per minute with walking and by 1 without (p=0.01).",
-        ],
-    }
-]
-
-
 def answer(
     model: Any, tokenizer: Any, rows: Iterable[Mapping[str, Any]], settings: AnswerSettings
 ) -> list[dict[str, Any]]:
@@ -79,12 +68,13 @@ def answer(
     """
     if not 0 <= settings.samples <= MAX_SAMPLES:
         raise InputError(f"samples is {settings.samples}; expected a number from 0 to {MAX_SAMPLES}.")
-    asked = [_checked(row, number) for number, row in enumerate(rows, start=1)]
+    source = domains.get(settings.domain).source
+    asked = [_checked(row, number, source) for number, row in enumerate(rows, start=1)]
     from medgrpo.evaluation.generate import sample
     from medgrpo.prefix.generation import Sampling
 
     prompts = [render_question(question, sections, settings.domain) for question, sections in asked]
-    _check_lengths(model, tokenizer, prompts, settings.max_new_tokens)
+    _check_lengths(model, tokenizer, prompts, settings)
     sampling = Sampling(settings.max_new_tokens, settings.temperature if settings.samples else 0.0, first_greedy=True)
     with _seeded(settings.seed):
         answers = sample(model, tokenizer, prompts, 1 + settings.samples, sampling, settings.batch_tokens)
@@ -211,7 +201,7 @@ def python_model() -> "PythonModel":
     return Reader()
 
 
-def _checked(row: Mapping[str, Any], number: int) -> tuple[str, list[str]]:
+def _checked(row: Mapping[str, Any], number: int, source: str) -> tuple[str, list[str]]:
     """Question and sections of one row; a data frame may hold NaN or numpy arrays."""
     question, contexts = row.get("question"), row.get("contexts")
     if not isinstance(question, str) or not question.strip():
@@ -220,13 +210,13 @@ def _checked(row: Mapping[str, Any], number: int) -> tuple[str, list[str]]:
     if not sections or not all(isinstance(section, str) and section.strip() for section in sections):
         raise InputError(
             f"row {number}: 'contexts' is {_shown(contexts)}, expected a list of at least one non-empty text, "
-            "the sections of the abstract."
+            f"the sections of the {source}."
         )
     length = len(question) + sum(map(len, sections))
     if length > MAX_CHARACTERS:
         raise InputError(
-            f"row {number}: question and abstract have {length} characters, and at most {MAX_CHARACTERS} are read. "
-            "Send one abstract."
+            f"row {number}: question and {source} have {length} characters, and at most {MAX_CHARACTERS} are read. "
+            f"Send one {source}."
         )
     return question.strip(), [section.strip() for section in sections]
 
@@ -237,17 +227,18 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-def _check_lengths(model: Any, tokenizer: Any, prompts: Sequence[Any], max_new_tokens: int) -> None:
+def _check_lengths(model: Any, tokenizer: Any, prompts: Sequence[Any], settings: AnswerSettings) -> None:
     """Refuse what is longer than the positions that the model knows."""
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if room is None:
         return
+    source = domains.get(settings.domain).source
     for number, prompt in enumerate(prompts, start=1):
         ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
-        if len(ids) + max_new_tokens > room:
+        if len(ids) + settings.max_new_tokens > room:
             raise InputError(
-                f"row {number}: question and abstract take {len(ids)} tokens, and the model reads at most "
-                f"{room - max_new_tokens}. Send a shorter abstract."
+                f"row {number}: question and {source} take {len(ids)} tokens, and the model reads at most "
+                f"{room - settings.max_new_tokens}. Send a shorter {source}."
             )
 
 

@@ -23,6 +23,7 @@ from packaging.utils import canonicalize_name
 from medgrpo import registry, serving
 from medgrpo.completions import VERDICTS
 from medgrpo.config import EvaluationConfig, GrpoConfig
+from medgrpo.domains.abstracts import EXAMPLE
 from medgrpo.errors import InputError
 from medgrpo.manifests import describe
 from medgrpo.registry.versions import SERVED_WITH
@@ -46,7 +47,7 @@ GREEDY = AnswerSettings(max_new_tokens=6)
 def test_a_bad_row_is_named(row: dict[str, object], found: str) -> None:
     """A row that is no question with an abstract is refused with its number, in a message of bounded length."""
     with pytest.raises(InputError, match=f"^row 2: {found}") as refusal:
-        answer(None, None, [serving.INPUT_EXAMPLE[0], row], GREEDY)
+        answer(None, None, [EXAMPLE, row], GREEDY)
     assert len(str(refusal.value)) < 400
 
 
@@ -54,7 +55,7 @@ def test_a_bad_row_is_named(row: dict[str, object], found: str) -> None:
 def test_an_impossible_number_of_samples_is_refused(samples: int) -> None:
     """A request can neither ask for less than none nor keep the model busy for ever."""
     with pytest.raises(InputError, match=f"samples is {samples}; expected a number from 0 to 100"):
-        answer(None, None, serving.INPUT_EXAMPLE, replace(GREEDY, samples=samples))
+        answer(None, None, [EXAMPLE], replace(GREEDY, samples=samples))
 
 
 SECTIONS = ["METHODS: 120 adults walked\nor not.", "RESULTS: Heart rate fell by 6 beats per minute with walking."]
@@ -91,7 +92,7 @@ def test_an_unreadable_answer_has_neither_verdict_nor_confidence() -> None:
 
 # --- as MLflow loads it
 
-ROWS = [*serving.INPUT_EXAMPLE, {"question": "Is it so?", "contexts": ["It fell by 6 points (p=0.01)."]}]
+ROWS = [EXAMPLE, {"question": "Is it so?", "contexts": ["It fell by 6 points (p=0.01)."]}]
 
 LOAD = """
 import builtins, json, sys

@@ -30,6 +30,13 @@ LIMITS = (
     "than those it was measured on may be read worse. Its confidence is a share of agreeing answers, no probability "
     "of being right."
 )
+EXAMPLE = {
+    "question": "Does daily walking lower resting heart rate? (synthetic example)",
+    "contexts": [
+        "METHODS: 120 invented adults walked daily or not for 12 weeks.",
+        "RESULTS: Resting heart rate fell by 6 beats per minute with walking and by 1 without (p=0.01).",
+    ],
+}
 
 
 def abstracts_domain(
@@ -67,6 +74,9 @@ def abstracts_domain(
         card={"intended_use": USE, "limitations": LIMITS, "data": data},
         conclusion=comparable_conclusion,
         topics=("medical",),
+        source="abstract",
+        caution="Not medical advice.",
+        example=EXAMPLE,
         **others,
     )
 

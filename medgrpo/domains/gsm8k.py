@@ -244,4 +244,9 @@ DOMAIN = Domain(
     form=FORM,
     files=lambda config: list(_files(config.path).values()) if config.path else [],
     hub_id=HUB_ID,
+    source="problem",
+    example={
+        "question": "How many pencils are left?",
+        "contexts": ["A shop has 4 boxes of 12 pencils each and sells 15 pencils."],
+    },
 )

@@ -27,7 +27,7 @@ FAIL: Outcome = "fail"
 UNDECIDED: Outcome = "not enough evidence"
 
 BASE, CHAMPION = "base", "champion"
-JUDGED_PROBES = {"no_abstract": "without the abstract", "other_abstract": "with another record's abstract"}
+JUDGED_PROBES = {"no_abstract": "without the {source}", "other_abstract": "with another record's {source}"}
 """Probes that the gate judges. The others are for reading: many abstracts can be understood without their conclusion,
 and not every altered number turns the verdict."""
 
@@ -107,16 +107,16 @@ def judge(
         raise InputError(
             f"the metrics hold no model named {subject!r}, only {_listed(list(metrics['models']))}; name one of them."
         )
-    model = metrics["models"][subject]
+    model, domain = metrics["models"][subject], domains.get(metrics.get("domain", DEFAULT_DOMAIN))
     return Gate(
         subject,
         (
             _better_than_base(subject, metrics, config),
             _not_worse_than_champion(subject, metrics, config, unmeasured_champion),
             _strict_form(model, config),
-            _faithfulness(model, config),
-            _context_reliance(metrics.get("probes", {}).get(subject, {}), config),
-            _no_collapse(model, config, domains.get(metrics.get("domain", DEFAULT_DOMAIN)).form.labels),
+            _faithfulness(model, config, domain.source),
+            _context_reliance(metrics.get("probes", {}).get(subject, {}), config, domain.source),
+            _no_collapse(model, config, domain.form.labels),
             _reward_audit(audit_holes),
             _training_alarms(alarms),
             _no_leaks(metrics.get("contamination"), config, known=alarms is not None),
@@ -169,45 +169,48 @@ def _strict_form(model: Mapping[str, Any], config: GateConfig) -> Check:
     return Check("strict form", outcome, reason, model["strict_form"], config.strict_form)
 
 
-def _faithfulness(model: Mapping[str, Any], config: GateConfig) -> Check:
+def _faithfulness(model: Mapping[str, Any], config: GateConfig, source: str) -> Check:
     found = model.get("faithfulness")
     if not found:
         return Check("faithfulness", UNDECIDED, "Faithfulness was not measured.")
     unsupported, precision = found["unsupported_figures"], found["evidence_precision"]
     parts = [
         _held(
-            "of the answers cite a figure that the abstract lacks",
+            f"of the answers cite a figure that the {source} lacks",
             unsupported,
             config.unsupported_figures,
             at_most=True,
         ),
-        _held("of the cited figures are in the abstract", precision, config.evidence_precision),
+        _held(f"of the cited figures are in the {source}", precision, config.evidence_precision),
         _held("of the thoughts conclude another verdict", found["disagreement"], config.disagreement, at_most=True),
     ]
     return _joined("faithfulness", parts, unsupported, config.unsupported_figures)
 
 
-def _context_reliance(probes: Mapping[str, Any], config: GateConfig) -> Check:
+def _context_reliance(probes: Mapping[str, Any], config: GateConfig, source: str) -> Check:
     name, missing = "context reliance", [probe for probe in JUDGED_PROBES if not probes.get(probe)]
     if missing:
         return Check(
-            name, UNDECIDED, f"The model was not probed ({_listed(missing)}), so it may not need the abstract."
+            name, UNDECIDED, f"The model was not probed ({_listed(missing)}), so it may not need the {source}."
         )
-    parts = [_needed(where, probes[probe]["drop"], config) for probe, where in JUDGED_PROBES.items()]
+    parts = [
+        _needed(where.format(source=source), probes[probe]["drop"], config, source)
+        for probe, where in JUDGED_PROBES.items()
+    ]
     flips = probes["other_abstract"]["flips"]
-    clause = "of the verdicts change with another record's abstract"
+    clause = f"of the verdicts change {JUDGED_PROBES['other_abstract'].format(source=source)}"
     parts.append(_held(clause, flips, config.reliance_flips))
     return _joined(name, parts, probes["other_abstract"]["drop"], config.reliance_drop)
 
 
-def _needed(where: str, drop: Mapping[str, Any], config: GateConfig) -> tuple[Outcome, str]:
+def _needed(where: str, drop: Mapping[str, Any], config: GateConfig, source: str) -> tuple[Outcome, str]:
     """Whether accuracy drops under a probe: surely above 0 passes, surely less than what must be at stake fails."""
     if drop["low"] is None:
         return UNDECIDED, f"No case tells how accuracy changes {where}."
     change = f"{'rises' if drop['value'] < 0 else 'drops'} by {_points(abs(drop['value']))}"
     said = f"Accuracy {change} {where} (95 % interval of the drop {_range(drop)})"
     if drop["high"] < config.reliance_drop:
-        return FAIL, f"{said}: less than {_points(config.reliance_drop)}, so the abstract is hardly needed."
+        return FAIL, f"{said}: less than {_points(config.reliance_drop)}, so the {source} is hardly needed."
     if drop["low"] > 0:
         return PASS, f"{said}."
     return UNDECIDED, f"{said}: that may be chance."
@@ -258,7 +261,7 @@ def _no_leaks(contamination: Mapping[str, Any] | None, config: GateConfig, known
             name, UNDECIDED, "The cases were not compared with the training records.", None, config.leaked_cases
         )
     cases, train = contamination["compared"]["cases"], contamination["compared"]["train"]
-    # A question over another abstract gives nothing away: the abstract decides.
+    # A question over another context gives nothing away: the context decides.
     copies = [pair for pair in contamination["pairs"] if pair["abstract"] >= contamination["threshold"]]
     leaked = list(dict.fromkeys(pair["case"] for pair in copies))
     share = len(leaked) / cases

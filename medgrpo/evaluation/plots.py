@@ -120,19 +120,20 @@ def calibrated(metrics: Mapping[str, Any]) -> dict[str, Sequence[Mapping[str, An
     return found
 
 
-def probe_effects(probes: Mapping[str, Mapping[str, Any]], title: str) -> str:
+def probe_effects(probes: Mapping[str, Mapping[str, Any]], title: str, source: str) -> str:
     """SVG of the accuracy that each probe costs, and of the share of verdicts that it changes, with their intervals.
 
     Args:
         probes: probe -> {"drop": interval, "flips": interval}.
         title: the model's name.
+        source: what the domain calls its contexts.
     """
     said = [
-        f"{probe_label(probe)}: accuracy drops by {_said(values.get('drop'))}, verdicts change in "
+        f"{probe_label(probe, source)}: accuracy drops by {_said(values.get('drop'))}, verdicts change in "
         f"{_said(values.get('flips'))}"
         for probe, values in probes.items()
     ]
-    return svg_text(_probes_figure(probes), f"Context probes of {title}. {'. '.join(said)}.")
+    return svg_text(_probes_figure(probes, source), f"Context probes of {title}. {'. '.join(said)}.")
 
 
 def calibration(bins: Sequence[Mapping[str, Any]], title: str) -> str:
@@ -152,7 +153,8 @@ def calibration(bins: Sequence[Mapping[str, Any]], title: str) -> str:
 
 def save_plots(directory: Path, metrics: Mapping[str, Any], training: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Write every figure that has data as a PNG file into `directory`; returns the paths."""
-    labels = domains.get(metrics.get("domain") or DEFAULT_DOMAIN).form.labels
+    domain = domains.get(metrics.get("domain") or DEFAULT_DOMAIN)
+    labels = domain.form.labels
     figures = {
         "rewards": _curves_figure(training, REWARDS, "mean reward per completion"),
         "watched": _curves_figure(training, WATCHED, "share"),
@@ -164,7 +166,7 @@ def save_plots(directory: Path, metrics: Mapping[str, Any], training: Sequence[M
             matrix = values.get("confusion") or {}
             figures[f"confusion_{_file_name(model)}"] = _confusion_figure(matrix, model, labels)
     for model, probes in probed(metrics).items():
-        figures[f"probes_{_file_name(model)}"] = _probes_figure(probes)
+        figures[f"probes_{_file_name(model)}"] = _probes_figure(probes, domain.source)
     for model, bins in calibrated(metrics).items():
         figures[f"calibration_{_file_name(model)}"] = _calibration_figure(bins, model_label(model))
     directory.mkdir(parents=True, exist_ok=True)
@@ -263,7 +265,7 @@ def _loss_figure(training: Sequence[Mapping[str, Any]]) -> "Figure | None":
     return figure
 
 
-def _probes_figure(probes: Mapping[str, Mapping[str, Any]]) -> "Figure":
+def _probes_figure(probes: Mapping[str, Mapping[str, Any]], source: str) -> "Figure":
     figure, axes = new_axes((4.7, 0.95 + 0.5 * len(probes)))
     axes.axvline(0, color=INK, linewidth=1, alpha=0.5)
     series = (("drop", "accuracy lost", BLUE, "o", -0.13), ("flips", "verdicts changed", ORANGE, "s", 0.13))
@@ -273,7 +275,7 @@ def _probes_figure(probes: Mapping[str, Mapping[str, Any]]) -> "Figure":
         known = [bounds for _, bounds in found if bounds]
         axes.hlines(places, [100 * low for low, _, _ in known], [100 * high for *_, high in known], colour, linewidth=2)
         axes.plot([100 * value for _, value, _ in known], places, marker, color=colour, markersize=6, label=name)
-    axes.set_yticks(range(len(probes)), [probe_label(probe) for probe in probes], parse_math=False)
+    axes.set_yticks(range(len(probes)), [probe_label(probe, source) for probe in probes], parse_math=False)
     axes.set_ylim(len(probes) - 0.5, -0.5)
     axes.grid(axis="x", color=INK, alpha=0.15, linewidth=0.8)
     axes.set_xlabel("of a hundred cases, with 95 % interval", color=INK, fontsize=9)

@@ -1,5 +1,7 @@
 """Context-reliance probes: the same questions over abstracts that can no longer support the answer.
 
+Called after PubMedQA's; what a domain calls its contexts is its `source`.
+
 - `no_abstract`: a sentence that says there is none.
 - `other_abstract`: another case's abstract, of another verdict as far as the verdicts' shares allow.
 - `no_conclusion`: the abstract without the sentences that bear the conclusion (see `without_conclusion`).
@@ -15,6 +17,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from medgrpo import domains
 from medgrpo.evaluation.alteration import alter_numbers, sentences_as_written
 from medgrpo.evaluation.statistics import mcnemar, paired_score_interval, wilson
 from medgrpo.prompts import nearness
@@ -23,7 +26,7 @@ from medgrpo.rewards.agreement import NEGATIONS, stems
 from medgrpo.rewards.grounding import read, tokenize
 
 PROBES = ("no_abstract", "other_abstract", "no_conclusion", "altered_numbers")
-NO_ABSTRACT = "No abstract is available."
+NOTHING = "No {source} is available."
 # A sentence at least half as near to the expert's conclusion as the nearest one says much of what that says.
 NEAR_SHARE = 0.5
 # Stems of words that compare, or report what came out.
@@ -47,7 +50,7 @@ def probe_cases(records: Sequence[Record], seed: int) -> dict[str, dict[str, Rec
     """
     donors = derange(records, seed)
     alterations: dict[str, Callable[[Record], tuple[str, ...]]] = {
-        "no_abstract": lambda record: (NO_ABSTRACT,),
+        "no_abstract": lambda record: (NOTHING.format(source=domains.get(record.domain).source),),
         "other_abstract": lambda record: donors.get(record.id, record).contexts,
         "no_conclusion": without_conclusion,
         "altered_numbers": with_altered_numbers,

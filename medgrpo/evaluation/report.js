@@ -34,8 +34,8 @@
   search.addEventListener("input", show);
   fold.addEventListener("click", () => {
     const open = fold.textContent.startsWith("Show");
-    fold.textContent = open ? "Hide abstracts" : "Show abstracts";
-    document.querySelectorAll(".abstract").forEach((d) => { d.open = open; });
+    fold.textContent = `${open ? "Hide" : "Show"} ${fold.dataset.fold}`;
+    document.querySelectorAll(".contexts").forEach((d) => { d.open = open; });
   });
   // A link to a case that a filter hides would lead nowhere.
   const reveal = () => {

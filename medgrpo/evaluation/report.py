@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medgrpo import domains
+from medgrpo.domains.domain import Domain
 from medgrpo.evaluation import plots, report_tables
 from medgrpo.evaluation import report_words as words
 from medgrpo.evaluation.report_cases import case_view
@@ -48,24 +49,27 @@ def render_report(
     """
     models = words.ordered(metrics["models"])
     subject = words.subject_of(metrics["models"])
-    form = domains.get(metrics.get("domain") or DEFAULT_DOMAIN).form
+    domain = domains.get(metrics.get("domain") or DEFAULT_DOMAIN)
+    form, source = domain.form, domain.source
     return _template().render(
         name=run["name"],
         facts=_facts({"domain": metrics.get("domain"), **run}, subject),
+        source=source,
+        caution=domain.caution,
         synthetic=_is_synthetic(run, metrics, cases),
         gate=report_tables.gate_verdict(gate),
         summary=[*_summary(metrics), *_alarm_note(training)],
         alarms=[str(alarm) for alarm in raised_alarms(training)],
         labels={model: words.label(model) for model in models},
         subject={"label": words.label(subject), "name": words.name(subject)},
-        metric_groups=report_tables.metric_groups(metrics, models, form.labels),
+        metric_groups=report_tables.metric_groups(metrics, models, form.labels, source),
         comparisons=[report_tables.comparison(row) for row in metrics.get("comparisons", [])],
         references=[report_tables.reference(row, metrics["models"]) for row in metrics.get("references", [])],
-        probes=report_tables.probe_tables(metrics),
+        probes=report_tables.probe_tables(metrics, source),
         slices=report_tables.slice_tables(metrics, models),
         look_alikes=report_tables.look_alikes(metrics.get("contamination"), cases),
-        figures=_figures(metrics, models, training, form.labels),
-        cases=[case_view(case, form) for case in cases],
+        figures=_figures(metrics, models, training, domain),
+        cases=[case_view(case, form, source) for case in cases],
         filters=words.references(models),
         weights=[(words.label(model), known) for model, known in (run.get("weights") or {}).items()],
         data=_data(run.get("data") or {}),
@@ -203,11 +207,11 @@ def _alarm_note(training: Sequence[Row]) -> list[str]:
     return [f"Alarms rang during the training ({', '.join(names)}); what they said is under Training."] if names else []
 
 
-def _figures(metrics: Row, models: Sequence[str], training: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
+def _figures(metrics: Row, models: Sequence[str], training: Sequence[Row], domain: Domain) -> dict[str, Any]:
     """The plots as markup: the only text of the page that is not escaped, and none of it comes from a model."""
     from markupsafe import Markup
 
-    values = metrics["models"]
+    values, labels = metrics["models"], domain.form.labels
     probed, calibrated = plots.probed(metrics), plots.calibrated(metrics)
     return {
         "rewards": Markup(plots.reward_curves(training)),
@@ -219,7 +223,9 @@ def _figures(metrics: Row, models: Sequence[str], training: Sequence[Row], label
             for model in models
             if labels
         ],
-        "probes": [Markup(plots.probe_effects(probes, words.label(model))) for model, probes in probed.items()],
+        "probes": [
+            Markup(plots.probe_effects(probes, words.label(model), domain.source)) for model, probes in probed.items()
+        ],
         "calibration": [Markup(plots.calibration(bins, words.label(model))) for model, bins in calibrated.items()],
     }
 

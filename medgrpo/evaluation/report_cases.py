@@ -1,4 +1,4 @@
-"""The report's cases: every model's answer beside the expert's, with what it cites marked in thought and abstract.
+"""The report's cases: every model's answer beside the expert's, with what it cites marked in thought and contexts.
 
 Texts are given as pieces with the name of their mark, never as markup: the template escapes each.
 """
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from medgrpo.completions import VERDICT_FORM, AnswerForm, parse_completion
+from medgrpo.completions import AnswerForm, parse_completion
 from medgrpo.evaluation import report_words as words
 from medgrpo.evaluation.report_words import Row
 
@@ -15,8 +15,14 @@ SUPPORTED, UNSUPPORTED = 1, 2
 Piece = tuple[str, int]
 
 
-def case_view(case: Row, form: AnswerForm = VERDICT_FORM) -> dict[str, Any]:
-    """One case as the page shows it, with what the filters ask about; `form` is that of its answers."""
+def case_view(case: Row, form: AnswerForm, source: str) -> dict[str, Any]:
+    """One case as the page shows it, with what the filters ask about.
+
+    Args:
+        case: as `render_report` describes it.
+        form: that of its answers.
+        source: what the domain calls its contexts.
+    """
     answers = case.get("answers") or {}
     subject = words.subject_of(answers)
     right = {model: answers[model].get("verdict") == case["expert"] for model in answers}
@@ -24,9 +30,9 @@ def case_view(case: Row, form: AnswerForm = VERDICT_FORM) -> dict[str, Any]:
         **{key: case.get(key) for key in ("id", "question", "expert", "long_answer", "synthetic")},
         "right": right.get(subject, False),
         "changes": _changes(right, subject),
-        "answers": [_answer(model, answers[model], right[model], form) for model in words.ordered(answers)],
-        "abstract": _abstract(case.get("contexts") or [], answers, subject),
-        "probes": _probes(case.get("probes") or {}, (answers.get(subject) or {}).get("verdict"), form),
+        "answers": [_answer(model, answers[model], right[model], form, source) for model in words.ordered(answers)],
+        "contexts": _contexts(case.get("contexts") or [], answers, subject),
+        "probes": _probes(case.get("probes") or {}, (answers.get(subject) or {}).get("verdict"), form, source),
         "invents": bool(((answers.get(subject) or {}).get("figures") or {}).get("unsupported")),
     }
 
@@ -48,7 +54,7 @@ def _word(right: bool) -> str:
     return "right" if right else "wrong"
 
 
-def _answer(model: str, answer: Row, right: bool, form: AnswerForm) -> dict[str, Any]:
+def _answer(model: str, answer: Row, right: bool, form: AnswerForm, source: str) -> dict[str, Any]:
     """One model's answer: the thought, with its citations, where there is one, else all it wrote."""
     text, thought = answer.get("text") or "", answer.get("thought") or ""
     verdict = answer.get("verdict")
@@ -63,7 +69,7 @@ def _answer(model: str, answer: Row, right: bool, form: AnswerForm) -> dict[str,
         "said": [(piece, kinds[flags]) for piece, flags in pieces],
         "is_thought": bool(thought),
         "raw": text if thought and not well_formed else "",
-        "notes": _notes(answer, well_formed),
+        "notes": _notes(answer, well_formed, source),
         "unsupported": (answer.get("figures") or {}).get("unsupported") or [],
     }
 
@@ -73,7 +79,7 @@ def _is_answer(verdict: Any, form: AnswerForm) -> bool:
     return verdict in form.labels if form.labels else bool(verdict) and isinstance(verdict, str)
 
 
-def _notes(answer: Row, well_formed: bool) -> list[str]:
+def _notes(answer: Row, well_formed: bool, source: str) -> list[str]:
     notes = ["strict form" if well_formed else "not in strict form"]
     if words.number(answer.get("tokens")) is not None:
         notes.append(f"{answer['tokens']} tokens")
@@ -82,12 +88,12 @@ def _notes(answer: Row, well_formed: bool) -> list[str]:
     figures = answer.get("figures")
     if figures is not None:
         found, missing = len(figures.get("supported") or []), len(figures.get("unsupported") or [])
-        notes.append(f"{found} of {found + missing} figures in the abstract" if found + missing else "no figures cited")
+        notes.append(f"{found} of {found + missing} figures in the {source}" if found + missing else "no figures cited")
     return notes
 
 
-def _abstract(contexts: Sequence[str], answers: Row, subject: str) -> list[list[dict[str, str]]]:
-    """The abstract's sections in pieces, each with the models that cite it."""
+def _contexts(contexts: Sequence[str], answers: Row, subject: str) -> list[list[dict[str, str]]]:
+    """The contexts in pieces, each with the models that cite it."""
     models = words.ordered(answers)
     return [
         [
@@ -112,11 +118,11 @@ def _cited(section: int, models: Sequence[str], answers: Row) -> list[tuple[int,
     ]
 
 
-def _probes(probes: Row, own: str | None, form: AnswerForm) -> list[dict[str, Any]]:
+def _probes(probes: Row, own: str | None, form: AnswerForm, source: str) -> list[dict[str, Any]]:
     """What the probed model answered without its evidence, and whether that is another verdict than its own."""
     return [
         {
-            "label": words.probe_label(name),
+            "label": words.probe_label(name, source),
             "verdict": answer.get("verdict"),
             "flipped": answer.get("verdict") != own,
             "text": parse_completion(answer.get("text") or "", form).thought or answer.get("text") or "",

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from medgrpo.completions import VERDICTS
 from medgrpo.evaluation import report_words as words
 from medgrpo.evaluation.report_words import DASH, Row
 
 Entry = tuple[tuple[str, ...], str, str, str]
-# Path in a model's metrics, label, what it is, unit; under a heading each.
+# Path in a model's metrics, label, what it is, unit; under a heading each. {source} is what the domain calls contexts.
 METRICS: dict[str, tuple[Entry, ...]] = {
     "Form": (
         (("parsed",), "Readable verdict", "a verdict could be read, in whatever form", "%"),
@@ -17,17 +16,17 @@ METRICS: dict[str, tuple[Entry, ...]] = {
         (("mean_length",), "Mean length", "tokens per answer", "tokens"),
     ),
     "Faithfulness": (
-        (("grounding",), "Grounding", "how far the thought cites the abstract", "%"),
+        (("grounding",), "Grounding", "how far the thought cites the {source}", "%"),
         (
             ("faithfulness", "unsupported_figures"),
             "Answers with an unsupported figure",
-            "a figure that the abstract does not hold; less is better",
+            "a figure that the {source} does not hold; less is better",
             "%",
         ),
         (
             ("faithfulness", "evidence_precision"),
             "Evidence precision",
-            "share of the cited figures that the abstract holds",
+            "share of the cited figures that the {source} holds",
             "%",
         ),
         (
@@ -103,7 +102,7 @@ def verdict_entries(labels: Sequence[str]) -> tuple[Entry, ...]:
     )
 
 
-def metric_groups(metrics: Row, models: Sequence[str], labels: Sequence[str] = VERDICTS) -> list[dict[str, Any]]:
+def metric_groups(metrics: Row, models: Sequence[str], labels: Sequence[str], source: str) -> list[dict[str, Any]]:
     """The metrics under their headings: one row per metric that was measured, one cell per model."""
     groups = []
     for heading, entries in {"Verdict": verdict_entries(labels), **METRICS}.items():
@@ -111,7 +110,7 @@ def metric_groups(metrics: Row, models: Sequence[str], labels: Sequence[str] = V
         for path, label, meaning, unit in entries:
             cells = [metric_cell(metrics["models"][model], path, unit) for model in models]
             if any(cell["value"] != DASH for cell in cells):
-                rows.append({"label": label, "meaning": meaning, "cells": cells})
+                rows.append({"label": label, "meaning": meaning.format(source=source), "cells": cells})
         if rows:
             groups.append({"heading": heading, "rows": rows})
     return groups
@@ -179,19 +178,19 @@ def _subject_accuracy(models: Row) -> Row:
     return (models.get(words.subject_of(models)) or {}).get("accuracy") or {}
 
 
-def probe_tables(metrics: Row) -> list[dict[str, Any]]:
+def probe_tables(metrics: Row, source: str) -> list[dict[str, Any]]:
     """For each model that was probed: what it was given, and how its accuracy and its verdicts changed."""
     return [
-        {"model": words.label(model), "rows": [_probe(name, values) for name, values in probes.items()]}
+        {"model": words.label(model), "rows": [_probe(name, values, source) for name, values in probes.items()]}
         for model, probes in (metrics.get("probes") or {}).items()
         if probes
     ]
 
 
-def _probe(name: str, values: Row) -> dict[str, Any]:
+def _probe(name: str, values: Row, source: str) -> dict[str, Any]:
     return {
-        "label": words.probe_label(name),
-        "meaning": words.PROBES.get(name, ("", ""))[1],
+        "label": words.probe_label(name, source),
+        "meaning": words.probe_meaning(name, source),
         "accuracy": metric_cell(values.get("accuracy")),
         "drop": metric_cell(values.get("drop"), unit="points"),
         "flips": metric_cell(values.get("flips")),
@@ -217,7 +216,7 @@ def slice_tables(metrics: Row, models: Sequence[str]) -> list[dict[str, Any]]:
 def look_alikes(contamination: Row | None, cases: Sequence[Row]) -> dict[str, Any] | None:
     """Records of the training that resemble an evaluated case; None where that was not looked for.
 
-    A like abstract is a leak; a like question over another abstract is none, for the abstract decides.
+    A like context is a leak; a like question over another context is none, for the context decides.
     """
     if not contamination:
         return None

@@ -23,11 +23,11 @@ NAMES = {
     "against": "the other model",
     "evaluated": "the evaluated model",
 }
-PROBES = {  # name, label, what the model was given
-    "no_abstract": ("No abstract", "the question alone"),
-    "other_abstract": ("Another abstract", "the question with another record's abstract"),
-    "no_conclusion": ("Conclusion removed", "the abstract without the sentences that bear the conclusion"),
-    "altered_numbers": ("Numbers altered", "the abstract with the numbers that bear the verdict changed"),
+PROBES = {  # name, label, what the model was given; {source} is what the domain calls its contexts
+    "no_abstract": ("No {source}", "the question alone"),
+    "other_abstract": ("Another {source}", "the question with another record's {source}"),
+    "no_conclusion": ("Conclusion removed", "the {source} without the sentences that bear the conclusion"),
+    "altered_numbers": ("Numbers altered", "the {source} with the numbers that bear the verdict changed"),
 }
 DASH = "–"
 PERCENT = "\N{NO-BREAK SPACE}%"
@@ -61,9 +61,14 @@ def name(model: str) -> str:
     return NAMES.get(model, f"model {model}")
 
 
-def probe_label(probe: str) -> str:
-    """A probe's name in a table."""
-    return PROBES[probe][0] if probe in PROBES else probe.replace("_", " ")
+def probe_label(probe: str, source: str) -> str:
+    """A probe's name in a table; `source` is what the domain calls its contexts."""
+    return PROBES[probe][0].format(source=source) if probe in PROBES else probe.replace("_", " ")
+
+
+def probe_meaning(probe: str, source: str) -> str:
+    """What a probed model was given; "" for a probe that is not known."""
+    return PROBES[probe][1].format(source=source) if probe in PROBES else ""
 
 
 def number(value: Any) -> float | None:

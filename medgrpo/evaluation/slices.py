@@ -61,10 +61,14 @@ def _slices(records: Sequence[Record]) -> list[_Slice]:
     """Name, groups in order, and group of a record, of each slice; open answers make no groups."""
     short, long = _terciles([_words(record) for record in records])
     lengths = (f"up to {short} words", f"{short + 1} to {long} words", f"more than {long} words")
-    labels = domains.get(records[0].domain).form.labels
+    domain = domains.get(records[0].domain)
     return [
-        ("verdict", labels, lambda record: record.verdict),
-        ("abstract length", lengths, lambda record: lengths[int(np.searchsorted((short, long), _words(record)))]),
+        ("verdict", domain.form.labels, lambda record: record.verdict),
+        (
+            f"{domain.source} length",
+            lengths,
+            lambda record: lengths[int(np.searchsorted((short, long), _words(record)))],
+        ),
         ("figures", ("with figures", "without figures"), _figures_group),
         ("year", (*YEAR_BANDS, "unknown"), _year_group),
     ]

@@ -189,6 +189,7 @@ def _save_model(directory: Path, model: "LoggedModel", candidate: Candidate) -> 
 
     code = Path(serving.__file__)
     settings = _answer_settings(candidate.config)
+    example = domains.get(candidate.config.data.domain).example
     mlflow.pyfunc.save_model(
         path=str(directory),
         python_model=str(code),
@@ -196,7 +197,7 @@ def _save_model(directory: Path, model: "LoggedModel", candidate: Candidate) -> 
         artifacts={"model": str(candidate.model_dir.absolute())},
         model_config=asdict(settings),
         signature=serving.signature(settings.samples),
-        input_example=serving.INPUT_EXAMPLE,
+        input_example=[dict(example)] if example else None,
         pip_requirements=_requirements(),
         mlflow_model=Model(
             artifact_path=model.artifact_location,

@@ -179,7 +179,8 @@ def _form(now: Numbers, start: Numbers, config: RunConfig) -> str | None:
 
 
 def _verdicts(now: Numbers, start: Numbers, config: RunConfig) -> str | None:
-    labels = domains.get(config.data.domain).form.labels
+    domain = domains.get(config.data.domain)
+    labels = domain.form.labels
     if not labels:
         return None
     shares = {verdict: now[f"watch/verdict_{verdict}"] for verdict in labels}
@@ -188,8 +189,8 @@ def _verdicts(now: Numbers, start: Numbers, config: RunConfig) -> str | None:
     if readable < READABLE or shares[verdict] <= config.watch.verdicts * readable:
         return None
     return (
-        f"{shares[verdict] / readable:.0%} of the readable answers are {verdict!r}, whatever the abstract says. Raise "
-        "grpo.balance or grpo.beta, or lower grpo.learning_rate."
+        f"{shares[verdict] / readable:.0%} of the readable answers are {verdict!r}, whatever the {domain.source} says. "
+        "Raise grpo.balance or grpo.beta, or lower grpo.learning_rate."
     )
 
 
@@ -199,7 +200,8 @@ def _beyond(average: str, alarm: str, sentence: str) -> "_Rule":
     def judge(now: Numbers, start: Numbers, config: RunConfig) -> str | None:
         if now[average] <= getattr(config.watch, alarm):
             return None
-        return sentence.format(now[average], cap=config.grpo.max_completion_length)
+        source = domains.get(config.data.domain).source
+        return sentence.format(now[average], cap=config.grpo.max_completion_length, source=source)
 
     return judge
 
@@ -213,7 +215,7 @@ _length = _beyond(
 _copying = _beyond(
     "watch/copied_share",
     "copying",
-    "thoughts copy {:.0%} of the abstract. Lower rewards.max_copied_words, rewards.max_copied_share or "
+    "thoughts copy {:.0%} of the {source}. Lower rewards.max_copied_words, rewards.max_copied_share or "
     "rewards.grounding.",
 )
 _no_spread = _beyond(
@@ -234,8 +236,9 @@ def _invention(now: Numbers, start: Numbers, config: RunConfig) -> str | None:
     name = "watch/unsupported_figures"
     if now[name] - start[name] <= config.watch.invention:
         return None
+    source = domains.get(config.data.domain).source
     return (
-        f"{now[name]:.0%} of the completions cite figures that are not in the abstract, {start[name]:.0%} did at the "
+        f"{now[name]:.0%} of the completions cite figures that are not in the {source}, {start[name]:.0%} did at the "
         "start. Read some of them, and run `medgrpo audit`: something pays for it."
     )
 

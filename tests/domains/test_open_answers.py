@@ -1,6 +1,7 @@
 """A domain whose answers are open goes through the same door as the others, from preparation to registry."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,26 @@ def test_its_report_shows_what_there_is(config: RunConfig, tmp_path: Path) -> No
     assert names == {"calibration_base", "calibration_tuned"}
 
 
+def test_it_is_spoken_of_in_its_own_words(config: RunConfig) -> None:
+    """Probes, gate and report call its contexts what it calls them, and give no advice of another field."""
+    records = domains.load_corpus(config.data).split("test")
+    assert probe_cases(records, seed=1)["no_abstract"][records[0].id].contexts == ("No evidence is available.",)
+    metrics, answers = evaluated(config, records)
+    interval = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 30}
+    probed = {"accuracy": interval, "drop": interval, "flips": interval, "n": 30, "skipped": 0}
+    metrics["probes"] = {"tuned": {"no_abstract": probed, "other_abstract": probed}}
+    gate = judge("tuned", metrics, config.gate, audit_holes="", alarms=[]).as_dict()
+    said = " ".join(check["reason"] for check in gate["checks"])
+    assert "without the evidence" in said
+    assert "with another record's evidence" in said
+    assert "of the cited figures are in the evidence" in said
+    cases = [json.loads(json.dumps(case_row(record, answers, i))) for i, record in enumerate(records)]
+    page = render_report({"name": "sums"}, metrics, cases, [], gate)
+    assert "<summary>Evidence</summary>" in page
+    assert ">Another evidence<" in page
+    assert not re.search("abstract|medic", said + page, re.I)
+
+
 def test_its_summary_has_the_metrics_that_there_are(config: RunConfig) -> None:
     """The table of a finished run leaves out macro-F1."""
     metrics, _ = evaluated(config, domains.load_corpus(config.data).split("test"))
@@ -222,6 +243,9 @@ def test_it_is_served(counting: str) -> None:
     reply = serving.reply("How many?", ["Ann has 12.", "31 come."], [RIGHT, "43", WRONG], counting)
     assert (reply["verdict"], reply["confidence"]) == ("43", 0.5)
     assert [cited["quote"] for cited in reply["evidence"] if cited["supported"]] == ["12", "31"]
+    settings = serving.AnswerSettings(9, domain=counting)
+    with pytest.raises(InputError, match=r"row 1: 'contexts' is None.*the sections of the evidence"):
+        serving.answer(None, None, [{"question": "How many?"}], settings)
 
 
 def test_a_number_cannot_weigh_more_in_the_warm_up(counting: str) -> None:

@@ -185,7 +185,7 @@ BINS = [
 
 def test_what_probes_did_is_drawn_and_said():
     """Drop and flips of each probe stand in the figure and in its name; what was not measured is a dash."""
-    svg = plots.probe_effects(PROBES, "Tuned")
+    svg = plots.probe_effects(PROBES, "Tuned", "abstract")
     label = ElementTree.fromstring(svg).get("aria-label").replace("\N{NO-BREAK SPACE}", " ")
     assert "Context probes of Tuned. No abstract: accuracy drops by 20 %, verdicts change in 45 %." in label
     assert "Numbers altered: accuracy drops by –, verdicts change in 10 %." in label

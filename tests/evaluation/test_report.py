@@ -187,7 +187,7 @@ def test_synthetic_is_said_wherever_it_is_known(where, run, metrics, case):
     for name, part in given.items():
         part["synthetic"] = name == where
     page = words(report.render_report(run, metrics, [case], []))
-    assert "Synthetic data: says nothing about medicine." in page
+    assert "Synthetic data: says nothing about real abstracts." in page
 
 
 def test_the_disclaimer_always_stands(run, metrics, case):
@@ -345,10 +345,10 @@ def test_the_champion_is_tested_too(run, metrics):
     )
 
 
-def test_the_conclusion_is_marked_as_withheld(run, metrics, case):
-    """The authors' conclusion stands beside the expert's verdict, labelled as never shown to the models."""
+def test_the_reasons_are_marked_as_withheld(run, metrics, case):
+    """The expert's reasons stand beside the expert's verdict, labelled as never shown to the models."""
     page = words(report.render_report(run, metrics, [case], []))
-    assert "Expert: yes It helps.the authors' conclusion, not shown to the models" in page
+    assert "Expert: yes It helps.the expert's reasons, not shown to the models" in page
 
 
 def test_data_settings_and_time_are_complete(run, metrics):

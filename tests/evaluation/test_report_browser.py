@@ -159,14 +159,14 @@ def test_marks_differ_without_colour_and_are_read_aloud(page):
     assert page.evaluate(style.format(one.format("other"))) == ["none", "dotted", False]
     nodes = page.send("Accessibility.getFullAXTree")["nodes"]
     heard = " ".join(str(node["name"].get("value")) for node in nodes if "name" in node)
-    assert "[in the abstract:" in heard
-    assert "[not in the abstract:" in heard
+    assert "[supported:" in heard
+    assert "[not supported:" in heard
     assert "[cited by" in heard
 
 
 def test_marks_are_no_text_of_the_page(page):
     """What only a screen reader hears is not found by a search and not copied with an answer."""
-    assert "[not in the abstract" not in page.evaluate("document.body.innerText")
+    assert "[not supported" not in page.evaluate("document.body.innerText")
 
 
 def test_print_cuts_nothing_off(page):
@@ -175,7 +175,7 @@ def test_print_cuts_nothing_off(page):
     page.look(720, media="print")
     for hidden in (".filters", "nav", ".shown"):
         assert page.evaluate(f"getComputedStyle(document.querySelector('{hidden}')).display") == "none"
-    assert page.evaluate("document.querySelector('.abstract p').getBoundingClientRect().height") > 10
+    assert page.evaluate("document.querySelector('.contexts p').getBoundingClientRect().height") > 10
     assert page.evaluate("document.querySelector('.probed .said').getBoundingClientRect().height") > 10
     clipped = "[...document.querySelectorAll('.said')].filter(e => e.scrollHeight > e.clientHeight + 1).length"
     assert page.evaluate(clipped) == 0

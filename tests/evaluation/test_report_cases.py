@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from medgrpo.completions import VERDICT_FORM
 from medgrpo.config import RewardConfig
 from medgrpo.domains import synthetic
 from medgrpo.evaluation.compare import case_row
@@ -35,7 +36,7 @@ def marked(pieces, kind):
 def test_filters_look_at_the_tuned_model(base, tuned, right, change, case, answer):
     """Right and wrong are the tuned model's; changed means that exactly one of base and tuned is right."""
     case["answers"] = {"base": answer(base), "warmup": answer("no"), "tuned": answer(tuned)}
-    seen = case_view(case)
+    seen = case_view(case, VERDICT_FORM, "abstract")
     assert (seen["right"], [one["kind"] for one in seen["changes"]]) == (right, change)
     assert [shown["model"] for shown in seen["answers"]] == ["Base", "Warm-up only", "Tuned"]
 
@@ -43,7 +44,7 @@ def test_filters_look_at_the_tuned_model(base, tuned, right, change, case, answe
 def test_a_change_from_the_champion_is_one_of_its_own(case, answer):
     """A case that the tuned model loses against the champion is told from one that it wins over the base model."""
     case["answers"] = {"base": answer("yes"), "tuned": answer("no"), "champion": answer("yes")}
-    changes = case_view(case)["changes"]
+    changes = case_view(case, VERDICT_FORM, "abstract")["changes"]
     assert [(one["reference"], one["kind"]) for one in changes] == [("base", "broken"), ("champion", "broken")]
     assert changes[1]["text"] == "Champion right → Tuned wrong"
 
@@ -51,7 +52,7 @@ def test_a_change_from_the_champion_is_one_of_its_own(case, answer):
 def test_a_single_model_is_held_against_nothing(case, answer):
     """The base model alone is the model in question and changes from nobody."""
     case["answers"] = {"base": answer("yes")}
-    seen = case_view(case)
+    seen = case_view(case, VERDICT_FORM, "abstract")
     assert (seen["right"], seen["changes"], seen["probes"]) == (True, [], [])
 
 
@@ -59,7 +60,7 @@ def test_an_answer_without_a_thought_is_shown_whole(case, answer):
     """What the model wrote is never hidden: no thought shows all the text, a broken form also the raw text."""
     bare = {"text": "I think so", "thought": "", "verdict": None, "well_formed": False, "spans": [[0, 3, True]]}
     case["answers"] = {"base": bare, "tuned": answer("yes", well_formed=False)}
-    first, second = case_view(case)["answers"]
+    first, second = case_view(case, VERDICT_FORM, "abstract")["answers"]
     assert (first["said"], first["raw"], first["verdict"]) == ([("I think so", "")], "", None)
     assert second["said"] == [("Pain fell (p=0.01).", "")]
     assert second["raw"].startswith("<thought>")
@@ -70,7 +71,7 @@ def test_marks_tell_supported_from_unsupported(case, answer):
     thought = "Pain fell by 99 points."
     spans = [[0, 22, True], [13, 15, False]]
     case["answers"]["tuned"] = answer("yes", thought, spans=spans)
-    said = case_view(case)["answers"][1]["said"]
+    said = case_view(case, VERDICT_FORM, "abstract")["answers"][1]["said"]
     assert said == [("Pain fell by ", "supported"), ("99", "unsupported"), (" points", "supported"), (".", "")]
 
 
@@ -80,7 +81,7 @@ def test_the_abstract_shows_who_cites_what(case, answer):
         "base": answer("no", cited=[[0, 0, 7], [0, 9, 13]]),
         "tuned": answer("yes", cited=[[0, 9, 18]]),
     }
-    (section,) = case_view(case)["abstract"]
+    (section,) = case_view(case, VERDICT_FORM, "abstract")["contexts"]
     shown = [(piece["text"], piece["by"], piece["kind"]) for piece in section if piece["by"]]
     assert shown == [
         ("RESULTS", "Base", "cited other"),
@@ -96,7 +97,7 @@ def test_probes_say_whether_the_verdict_changed(case):
         "no_abstract": {"verdict": "no", "text": "Perhaps."},
         "altered_numbers": {"verdict": "yes", "text": "<thought>Still.</thought><answer>yes</answer>"},
     }
-    shown = case_view(case)["probes"]
+    shown = case_view(case, VERDICT_FORM, "abstract")["probes"]
     assert [(one["label"], one["flipped"], one["text"]) for one in shown] == [
         ("No abstract", True, "Perhaps."),
         ("Numbers altered", False, "Still."),
@@ -222,8 +223,8 @@ def test_a_sections_own_line_breaks_do_not_shift_the_marks():
     record = tiny_record(contexts=("First\nline.\n\nThird line.", "Mean pain fell by 2.4 points.\nAnd 7 more."))
     row = check_citations(record, "Mean pain fell by 2.4 points")
     assert row["cited"] == [[1, 0, 28], [1, 18, 21]]
-    view = case_view(case_row(record, {"tuned": [row]}, 0))
-    assert marked([(piece["text"], piece["by"]) for piece in view["abstract"][1]], "Tuned") == [
+    view = case_view(case_row(record, {"tuned": [row]}, 0), VERDICT_FORM, "abstract")
+    assert marked([(piece["text"], piece["by"]) for piece in view["contexts"][1]], "Tuned") == [
         "Mean pain fell by 2.4 points"
     ]
 
@@ -233,5 +234,5 @@ def test_a_character_that_is_half_supported_is_marked_as_unsupported():
     record = tiny_record()
     row = answer_with(record, "Pain fell by ½.")
     assert row["spans"] == [[13, 14, False], [13, 14, True]]
-    said = case_view(case_row(record, {"tuned": [row]}, 0))["answers"][0]["said"]
+    said = case_view(case_row(record, {"tuned": [row]}, 0), VERDICT_FORM, "abstract")["answers"][0]["said"]
     assert said == [("Pain fell by ", ""), ("½", "unsupported"), (".", "")]

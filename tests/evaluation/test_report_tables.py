@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from medgrpo.completions import VERDICTS
 from medgrpo.evaluation import report_tables as tables
 from medgrpo.evaluation.report_words import DASH
 
@@ -12,7 +13,7 @@ NBSP = "\N{NO-BREAK SPACE}"
 
 def rows_by_label(metrics, models=("base", "tuned")):
     """Label -> cells of every metric, whatever its heading."""
-    groups = tables.metric_groups(metrics, models)
+    groups = tables.metric_groups(metrics, models, VERDICTS, "abstract")
     return {row["label"]: row["cells"] for group in groups for row in group["rows"]}
 
 
@@ -95,7 +96,7 @@ def test_a_reference_on_the_same_cases_is_placed_by_the_paired_difference(low, h
 
 def test_probes_show_what_was_lost_and_what_changed(probed):
     """Each probe has its accuracy, the points lost, the share of verdicts that changed, and the cases left out."""
-    (table,) = tables.probe_tables(probed)
+    (table,) = tables.probe_tables(probed, "abstract")
     first, last = table["rows"]
     assert (table["model"], first["label"], first["drop"]["value"], first["drop"]["interval"]) == (
         "Tuned",
@@ -105,9 +106,9 @@ def test_probes_show_what_was_lost_and_what_changed(probed):
     )
     assert (first["flips"]["value"], last["n"], last["skipped"]) == (f"45{NBSP}%", 44, 6)
     assert (
-        tables.probe_tables({"probes": {}})
-        == tables.probe_tables({})
-        == tables.probe_tables({"probes": {"a": {}}})
+        tables.probe_tables({"probes": {}}, "abstract")
+        == tables.probe_tables({}, "abstract")
+        == tables.probe_tables({"probes": {"a": {}}}, "abstract")
         == []
     )
 

@@ -69,4 +69,6 @@ def test_durations_read_like_speech(value, text):
 
 def test_an_unknown_probe_keeps_its_name():
     """A probe that the report has no words for is still shown."""
-    assert (words.probe_label("no_abstract"), words.probe_label("half_abstract")) == ("No abstract", "half abstract")
+    assert words.probe_label("no_abstract", "abstract") == "No abstract"
+    assert words.probe_label("other_abstract", "problem") == "Another problem"
+    assert words.probe_label("half_abstract", "abstract") == "half abstract"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from medgrpo.config import PolicyConfig
-from medgrpo.domains.abstracts import SYSTEM
+from medgrpo.domains.abstracts import EXAMPLE, SYSTEM
 from medgrpo.evaluation.generate import generate, sample
 from medgrpo.export import TOLERANCE, export
 from medgrpo.manifests import write_json
@@ -22,7 +22,7 @@ from medgrpo.prefix.attention import install
 from medgrpo.prefix.generation import Sampling
 from medgrpo.preparation import load_records, prepare
 from medgrpo.prompts import render_prompt
-from medgrpo.serving import INPUT_EXAMPLE, AnswerSettings, answer
+from medgrpo.serving import AnswerSettings, answer
 from medgrpo.testing import GEMMA_LAYERS, tiny_config, tiny_gemma, tiny_record
 from tests.prefix.conftest import with_lora
 from tests.prefix.test_packing import packed
@@ -148,7 +148,7 @@ def test_a_sequence_begins_once(trained: SimpleNamespace) -> None:
     model, _ = load_model(trained.run / "train" / "model")
     with recorded() as later:
         generate(model, tokenizer, [render_prompt(records[0])], 4, 10_000)
-        answer(model, tokenizer, INPUT_EXAMPLE, AnswerSettings(max_new_tokens=4, samples=2))
+        answer(model, tokenizer, [EXAMPLE], AnswerSettings(max_new_tokens=4, samples=2))
     for rows, least in ((trained.rows, 10), (later, 2)):
         assert len(rows) >= least
         for row in rows:
