@@ -34,7 +34,8 @@ def prepare(config: RunConfig, directory: Path) -> dict[str, Any]:
 
     A row holds `record_id`, `prompt` (chat messages), `completion` (the gold completion; empty in test), `verdict` and
     `record` (JSON).
-    Only train and dev records are dropped for length: the official test score needs every test record.
+    Only train and dev records are dropped for length: the official test score needs every test record. Records whose
+    gold completion their domain calls unteachable are dropped from train.
 
     Returns:
         The content of `data.json`: domain, synthetic, digests, counts, dropped, max_prompt_tokens (of all splits),
@@ -53,6 +54,8 @@ def prepare(config: RunConfig, directory: Path) -> dict[str, Any]:
         )
     lengths = {i: _prompt_tokens(record, tokenizer) for i, record in corpus.records.items()}
     corpus, dropped = _drop_long(corpus, lengths, limit, form)
+    corpus, untaught = _drop_unteachable(corpus, gold_rewards(config.rewards))
+    dropped += untaught
     pool = corpus.split("train") + corpus.split("dev")
     check_leaks({record.id: prompt_text(render_prompt(record)) for record in pool}, pool, corpus.splits["test"])
     golds, cap = _gold_tokens(corpus, tokenizer, config), config.grpo.max_completion_length
@@ -144,11 +147,9 @@ def _drop_long(
         for i in corpus.splits[split]
         if lengths[i] > limit
     ]
-    gone = {record.id for record in dropped}
-    splits = {split: tuple(i for i in ids if i not in gone) for split, ids in corpus.splits.items()}
-    if not splits["train"]:
+    kept = _without(dropped, corpus)
+    if not kept.splits["train"]:
         raise InputError(f"{corpus.name}: every train prompt is longer than {limit} tokens. Raise data.max_length.")
-    kept = corpus.model_copy(update={"splits": splits})
     lost = [verdict for verdict, count in verdict_counts(kept.split("train"), form).items() if not count]
     if lost:
         raise InputError(
@@ -156,6 +157,22 @@ def _drop_long(
             "tokens, so the model could never learn it. Raise data.max_length."
         )
     return kept, dropped
+
+
+def _drop_unteachable(corpus: Corpus, rewards: RewardConfig) -> tuple[Corpus, list[Dropped]]:
+    domain = domains.get(corpus.name)
+    reasons = {record.id: domain.unteachable(record, rewards) for record in corpus.split("train")}
+    dropped = [Dropped(id=i, split="train", reason=reason) for i, reason in reasons.items() if reason]
+    if dropped and len(dropped) == len(reasons):
+        raise InputError(f"{corpus.name}: of every train record {dropped[0].reason}. Add records that can be learned.")
+    return _without(dropped, corpus), dropped
+
+
+def _without(dropped: Sequence[Dropped], corpus: Corpus) -> Corpus:
+    """The corpus without these records in its splits."""
+    gone = {record.id for record in dropped}
+    splits = {split: tuple(i for i in ids if i not in gone) for split, ids in corpus.splits.items()}
+    return corpus.model_copy(update={"splits": splits})
 
 
 def _summary(

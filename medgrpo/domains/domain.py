@@ -47,6 +47,7 @@ class Domain:
         references: published results that reports show beside the models', as `evaluation.compare` describes them.
         hub_id: dataset on the Hugging Face Hub; None where there is none.
         conclusion: the expert's conclusion, as the gold thought ends with it; "" where another would earn as much.
+        unteachable: why the gold completion should not be imitated, and the record is no training record; "" for most.
         files: those that the settings' records are read from; what is prepared depends on their content.
         suffix: what registered models of it have behind `tracking.model_name`; None for a hyphen and its name.
         topics: tags of its models on the Hub.
@@ -74,6 +75,7 @@ class Domain:
     references: tuple[Mapping[str, Any], ...] = ()
     hub_id: str | None = None
     conclusion: Callable[[Record, RewardConfig], str] = lambda record, config: ""
+    unteachable: Callable[[Record, RewardConfig], str] = lambda record, config: ""
     files: Callable[[DataConfig], Sequence[Path]] = named_files
     suffix: str | None = None
     topics: tuple[str, ...] = ()

@@ -20,7 +20,7 @@ from medgrpo.completions import AnswerForm
 from medgrpo.config import DataConfig, RewardConfig
 from medgrpo.domains.domain import Domain
 from medgrpo.domains.gsm8k_attacks import ATTACKS
-from medgrpo.domains.gsm8k_gold import gold_thought
+from medgrpo.domains.gsm8k_gold import gold_thought, unteachable
 from medgrpo.domains.gsm8k_grounding import agreement, disagrees, evidence, grounding
 from medgrpo.domains.hub import load_split
 from medgrpo.errors import InputError
@@ -244,6 +244,7 @@ DOMAIN = Domain(
     form=FORM,
     files=lambda config: list(_files(config.path).values()) if config.path else [],
     hub_id=HUB_ID,
+    unteachable=unteachable,
     source="problem",
     example={
         "question": "How many pencils are left?",

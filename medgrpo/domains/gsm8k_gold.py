@@ -7,7 +7,7 @@ search among the problem's numbers: they are true, but not always the reasoning 
 
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import islice, product
+from itertools import chain, islice, product
 
 from medgrpo.arithmetic.equations import equations
 from medgrpo.arithmetic.numbers import canonical
@@ -30,10 +30,17 @@ def gold_thought(record: Record, config: RewardConfig) -> str:
     with last equations made from the problem's numbers. Where none does, the last.
     """
     thought = ""
-    for thought in _versions(record):
+    for thought in chain(_published(record), _searched(record)):
         if earns_all(thought, record, config):
             break
     return thought
+
+
+def unteachable(record: Record, config: RewardConfig) -> str:
+    """Why the gold thought should not be imitated: its last equations were found by search; "" where none were."""
+    if any(earns_all(thought, record, config) for thought in _published(record)):
+        return ""
+    return "the published solution has no equations that compute its answer"
 
 
 def earns_all(thought: str, record: Record, config: RewardConfig) -> bool:
@@ -46,20 +53,32 @@ def earns_all(thought: str, record: Record, config: RewardConfig) -> bool:
     )
 
 
-def _versions(record: Record) -> Iterator[str]:
-    """Thoughts, the nearest to the published solution first."""
-    lines = [_closed(line) for line in record.long_answer.split("\n") if line.strip()]
+def _published(record: Record) -> Iterator[str]:
+    """Thoughts that say what the published solution says, the nearest to it first."""
+    lines = _lines(record)
     yield _concluded(lines, record)
-    supported = _supported(lines, record)
-    yield _concluded(supported, record)
-    yield _concluded([*supported, *_closing(record, supported)], record)
-    bare = _supported([_equations_of(line) for line in lines], record)
-    yield _concluded(bare, record)
-    yield _concluded([*bare, *_closing(record, bare)], record)
-    for begun in (supported, bare, []):
+    for kept in (_supported(lines, record), _bare(lines, record)):
+        yield _concluded(kept, record)
+        yield _concluded([*kept, *_closing(record, kept)], record)
+
+
+def _searched(record: Record) -> Iterator[str]:
+    """Thoughts that end in equations made from the problem's numbers."""
+    lines = _lines(record)
+    for begun in (_supported(lines, record), _bare(lines, record), []):
         for steps in islice(_derivations(record, begun), MOST_DERIVATIONS):
             yield _concluded([*begun, *steps], record)
     yield _concluded([f"{step}." for step in _built(record)], record)
+
+
+def _lines(record: Record) -> list[str]:
+    """The lines of the published solution, each a sentence."""
+    return [_closed(line) for line in record.long_answer.split("\n") if line.strip()]
+
+
+def _bare(lines: list[str], record: Record) -> list[str]:
+    """The true equations alone, without what is unsupported."""
+    return _supported([_equations_of(line) for line in lines], record)
 
 
 def _concluded(lines: list[str], record: Record) -> str:

@@ -31,8 +31,9 @@ from medgrpo.registry.runs import (
     log_metric_rows,
     open_run,
     sync_metrics,
+    trial_tags,
 )
-from medgrpo.registry.trials import record_trial, trial_tags
+from medgrpo.registry.trials import record_trial
 from medgrpo.registry.versions import holds, register
 
 __all__ = [

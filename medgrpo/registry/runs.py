@@ -14,6 +14,7 @@ from medgrpo.config import RunConfig, resolve_mlflow_uri
 from medgrpo.errors import InputError
 from medgrpo.manifests import MANIFEST, friendly_disk_errors, read_manifest, write_json
 from medgrpo.registry.connection import CALL_SECONDS, connect, http_timeout, plain_errors, public_uri
+from medgrpo.sweep.settings import TrialConfig
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,6 +32,7 @@ VERSION_TAG = "medgrpo.model_version"
 TRAINING_RUN_TAG = "medgrpo.training_run"
 TRAINING_DIGEST_TAG = "medgrpo.training_digest"
 FAILURE_TAG = "medgrpo.failure"
+TRIAL_TAG = "medgrpo.trial"
 _NOT_IN_A_METRIC_NAME = re.compile(r"[^\w\-. :/]", re.ASCII)
 
 
@@ -58,6 +60,17 @@ def open_run(config: RunConfig, train_dir: Path, tags: Mapping[str, str]) -> str
             client.delete_tag(run.info.run_id, FAILURE_TAG)
         set_tags(client, run.info.run_id, tags)
         return str(run.info.run_id)
+
+
+def trial_tags(config: RunConfig) -> dict[str, str]:
+    """Tags by which the run of a sweep's trial is found, and nested under the sweep's; none for an ordinary run."""
+    trial = config.trial
+    return {TRIAL_TAG: trial_name(trial), "mlflow.parentRunId": trial.parent} if trial else {}
+
+
+def trial_name(trial: TrialConfig) -> str:
+    """A trial as its tag names it."""
+    return f"{trial.sweep}/{trial.number}"
 
 
 def fail_run(config: RunConfig, run_id: str, reason: str) -> None:
@@ -111,7 +124,7 @@ def _origin(train_dir: Path) -> dict[str, str]:
 
 
 def recorded_run(client: "MlflowClient", config: RunConfig, train_dir: Path) -> "Run | None":
-    """The run that the training directory names, if it is here and has no model version yet."""
+    """The run that the training directory names, if it is here, has no model version yet, and is no other trial's."""
     path = train_dir / RUN_FILE
     if not path.is_file():
         return None
@@ -119,7 +132,14 @@ def recorded_run(client: "MlflowClient", config: RunConfig, train_dir: Path) -> 
     if recorded.get("uri") != public_uri(resolve_mlflow_uri(config)):
         return None
     run = _existing_run(client, recorded["run_id"])
-    return None if run is None or VERSION_TAG in run.data.tags else run
+    return run if run and _is_usable(run, config) else None
+
+
+def _is_usable(run: "Run", config: RunConfig) -> bool:
+    """Whether a run has no model version yet, and is of the same trial, or of none as these settings are."""
+    # A trial that was pruned leaves its training half done, and whatever has the same settings goes on with it.
+    trial = trial_tags(config).get(TRIAL_TAG)
+    return VERSION_TAG not in run.data.tags and run.data.tags.get(TRIAL_TAG) == trial
 
 
 def _existing_run(client: "MlflowClient", run_id: str) -> "Run | None":
@@ -141,7 +161,7 @@ def _unfinished_run(
     for tag, value in origin.items():
         query = f"tags.`{tag}` = '{value}' and attributes.run_name = '{_run_name(config)}'"
         runs = client.search_runs([experiment], query, order_by=["attributes.start_time DESC"])
-        return next((run for run in runs if VERSION_TAG not in run.data.tags), None)
+        return next((run for run in runs if _is_usable(run, config)), None)
     return None
 
 

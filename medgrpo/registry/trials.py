@@ -3,28 +3,21 @@
 from dataclasses import asdict
 from typing import Any
 
-from medgrpo.config import RunConfig, resolve_mlflow_uri
+from medgrpo.config import resolve_mlflow_uri
 from medgrpo.registry.candidate import Candidate, read_evidence
 from medgrpo.registry.connection import connect, plain_errors
 from medgrpo.registry.evidence import log_evidence
 from medgrpo.registry.lookup import Registration
-from medgrpo.registry.runs import VERSION_TAG, experiment_id, open_run
+from medgrpo.registry.runs import TRIAL_TAG, VERSION_TAG, experiment_id, open_run, trial_name
 from medgrpo.sweep.settings import TrialConfig
 
-TRIAL_TAG = "medgrpo.trial"
 NO_VERSION = "none: a trial"
 """Content of VERSION_TAG, which says that nothing is left to do, on the run of a trial."""
 
 
-def trial_tags(config: RunConfig) -> dict[str, str]:
-    """Tags by which the run of a trial is found, and nested under the sweep's; none for an ordinary run."""
-    trial = config.trial
-    return {TRIAL_TAG: _name(trial), "mlflow.parentRunId": trial.parent} if trial else {}
-
-
 def trial_query(trial: TrialConfig) -> str:
     """MLflow's search for the runs of a trial."""
-    return f"tags.`{TRIAL_TAG}` = '{_name(trial)}'"
+    return f"tags.`{TRIAL_TAG}` = '{trial_name(trial)}'"
 
 
 def record_trial(candidate: Candidate) -> dict[str, Any]:
@@ -49,7 +42,3 @@ def record_trial(candidate: Candidate) -> dict[str, Any]:
             client.set_tag(run_id, VERSION_TAG, NO_VERSION)
     nothing = Registration(evidence.name, 0, run_id, "", candidate.model_digest, ())
     return asdict(nothing) | {"version": None}
-
-
-def _name(trial: TrialConfig) -> str:
-    return f"{trial.sweep}/{trial.number}"

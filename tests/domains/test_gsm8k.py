@@ -19,11 +19,13 @@ from medgrpo.completions import parse_completion, render_completion
 from medgrpo.config import DataConfig, RewardConfig
 from medgrpo.domains import gsm8k
 from medgrpo.domains.gsm8k_attacks import ATTACKS
-from medgrpo.domains.gsm8k_gold import earns_all, gold_thought
+from medgrpo.domains.gsm8k_gold import earns_all, gold_thought, unteachable
 from medgrpo.errors import InputError, ServiceUnreachable
+from medgrpo.preparation import load_records, prepare
 from medgrpo.records import Corpus, Record
 from medgrpo.rewards import score_completion
 from medgrpo.rewards.attacks import Target
+from medgrpo.testing import tiny_config
 
 CONFIG = RewardConfig()
 GOLD = CONFIG.correctness + CONFIG.grounding + CONFIG.structure
@@ -260,6 +262,31 @@ def test_a_false_line_is_left_out_of_gold(records: list[Record]) -> None:
     thought = gold_thought(records[-1], CONFIG)
     assert "15 miles" not in thought
     assert "= 21" in thought
+
+
+def test_a_solution_that_does_not_compute_is_not_taught(tmp_path: Path) -> None:
+    """Where the gold thought's last equations had to be searched for, the record is dropped from train, with why."""
+    rows = [
+        {
+            "question": f"A hat costs ${price} and a scarf $15. How many dollars are both?",
+            "answer": f"Both are {price} + 15 = <<{price}+15={price + 15}>>{price + 15}\n#### {price + 15}",
+        }
+        for price in range(20, 32)
+    ]
+    mute = {"question": "Boots cost $40 and a belt $9. How many dollars are both?", "answer": "Sum it up.\n#### 49"}
+    write(tmp_path / "train.jsonl", [mute, *rows])
+    write(tmp_path / "test.jsonl", [{**mute, "question": "Shoes cost $40, a tie $9. How many dollars are both?"}])
+    reasons = [unteachable(record, CONFIG) for record in load(tmp_path).records.values()]
+    assert [bool(reason) for reason in reasons] == [True, *[False] * 12, True]
+    config = tiny_config(tmp_path, data={"domain": "gsm8k", "path": tmp_path})
+    summary = prepare(config, tmp_path / "data")
+    why = "the published solution has no equations that compute its answer"
+    assert summary["dropped"] == [{"id": "gsm8k-train-0", "split": "train", "reason": why}]
+    assert "gsm8k-train-0" not in {record.id for record in load_records(tmp_path / "data", "train")}
+    assert [record.id for record in load_records(tmp_path / "data", "test")] == ["gsm8k-test-0"]
+    write(tmp_path / "train.jsonl", [{**row, "answer": "Sum it up.\n#### 49"} for row in rows])
+    with pytest.raises(InputError, match=r"gsm8k: of every train record the published solution has no equations"):
+        prepare(config, tmp_path / "none")
 
 
 @pytest.mark.parametrize("kind", ATTACKS)

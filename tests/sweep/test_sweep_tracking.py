@@ -1,5 +1,6 @@
 """A sweep's MLflow run, and what is read from those of its trials."""
 
+import json
 import shutil
 import time
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medgrpo.config import RunConfig
-from medgrpo.registry import Candidate, connect, log_metric_rows, open_run, record_trial, trial_tags
+from medgrpo.registry import RUN_FILE, Candidate, connect, log_metric_rows, open_run, record_trial, trial_tags
 from medgrpo.sweep.settings import TrialConfig
 from medgrpo.sweep.tracking import METRICS, close_sweep, open_sweep, read_result
 
@@ -116,6 +117,18 @@ def test_the_chosen_ones_training_has_a_run_of_its_own(candidate: Candidate) -> 
     tags = connect(config).get_run(run_id).data.tags
     assert tags["medgrpo.training_run"] == recorded["run_id"]
     assert "mlflow.parentRunId" not in tags
+
+
+def test_what_a_pruned_trial_left_is_taken_up_in_another_run(tmp_path: Path, store: RunConfig) -> None:
+    """Its half-done training names its run; the next trial with these settings, and an ordinary run, open their own."""
+    pruned = _log(_trial(store, 1), tmp_path, VALUES)
+    assert json.loads((tmp_path / RUN_FILE).read_text())["run_id"] == pruned
+    again = open_run(_trial(store, 1), tmp_path, trial_tags(_trial(store, 1)))
+    assert again == pruned
+    others = [_trial(store, 2), store]
+    ids = [open_run(config, tmp_path, trial_tags(config)) for config in others]
+    assert len({pruned, *ids}) == 3
+    assert [open_run(config, tmp_path, trial_tags(config)) for config in others] == ids
 
 
 def test_every_objective_has_a_metric() -> None:
