@@ -485,7 +485,7 @@ def test_runs_that_die(service: Service) -> None:
         resume_flow_run(mistaken.id, run_input={"note": "better"})
         service.wait(lambda: service.ends_as(mistaken, "Completed"))
         assert (service.directory / "mistaken.answer").read_text() == "better"
-        assert service.states(mistaken).count("Crashed") == 2, service.states(mistaken)
+        assert service.states(mistaken).count("Crashed") == 2, " → ".join(service.states(mistaken))
     assert (service.attempts("orphan"), service.attempts("unstoppable")) == (2, 1)
     _check_messages(service, hopeless, failed)
     # A minute and more later nothing has moved what had ended.

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def main(directory: Path) -> int:
     _die_with(int(os.environ.get("MEDGRPO_PARENT", "0")))
     # Of several processes the first one writes.
     first = os.environ.get("RANK", "0") == "0"
-    with only_writer(directory) if first else contextlib.nullcontext(), Stopping(directory):
+    with only_writer(directory) if first else contextlib.nullcontext(), Stopping(directory), _without_collector():
         job = json.loads((directory / "job.json").read_text())
         try:
             config = apply_reductions(RunConfig.model_validate(job["config"]), directory)
@@ -62,6 +63,7 @@ def train(config: RunConfig, data: Path, directory: Path) -> None:
         # What the first process decides, the others find.
         config = settle(config, directory)
     train_warmup, train_grpo = _trainers(config)
+    _settle_collector()
     metrics = directory / METRICS_FILE
     rows = datasets.load_from_disk(str(data / "train"))
     prompts = {row["record_id"]: prompt_text(row["prompt"]) for row in rows.select_columns(["record_id", "prompt"])}
@@ -137,11 +139,39 @@ def _trainers(config: RunConfig) -> tuple[Any, Any]:
     else:
         from medgrpo.training import logprobs
 
+        _leave_out_sklearn()
         logprobs.install()
     from medgrpo.training.grpo import train_grpo
     from medgrpo.training.warmup import train_warmup
 
     return train_warmup, train_grpo
+
+
+def _leave_out_sklearn() -> None:
+    """Keep transformers from importing scikit-learn, and that from SciPy's statistics, for assisted decoding alone.
+
+    It takes a second of each start. Nothing here decodes with an assistant, which is all that looks at this answer.
+    """
+    from transformers import utils
+
+    utils.is_sklearn_available = lambda: False
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Rest the garbage collector while libraries are imported: it would walk their ever more objects over and over."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _settle_collector() -> None:
+    """Collect garbage from now on, but never among what the imports have left, which stays to the end."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def adapter_change(before: Path | None, after: Path) -> float:

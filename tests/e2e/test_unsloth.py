@@ -29,7 +29,8 @@ import sys
 from pathlib import Path
 from benchmarks.gpu_parts import write_logits
 from medgrpo.config import RunConfig
-write_logits(RunConfig.model_validate_json(Path(sys.argv[1]).read_text()), [Path(sys.argv[2])], Path(sys.argv[3]))
+settings, target, *adapters = map(Path, sys.argv[1:])
+write_logits(RunConfig.model_validate_json(settings.read_text()), adapters, target)
 """
 
 
@@ -37,7 +38,7 @@ write_logits(RunConfig.model_validate_json(Path(sys.argv[1]).read_text()), [Path
 def unsloth_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The Python of an environment that has Unsloth beside everything that this one has."""
     home = tmp_path_factory.mktemp("unsloth")
-    subprocess.run([sys.executable, "-m", "venv", home], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True, timeout=120)
     python = home / "bin" / "python"
     site = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
@@ -50,7 +51,8 @@ def unsloth_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["gpu"]
     # Without what it asks for: a torchvision built for CUDA does not load beside a torch that is not, and of the other
     # libraries it imports none on a CPU.
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *extra]
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    install = [*pip, "install", "--quiet", "--disable-pip-version-check", "--no-deps", *extra]
     installed = subprocess.run(install, capture_output=True, text=True, check=False, timeout=300)
     if installed.returncode and any(words in installed.stderr for words in OUT_OF_REACH):
         pytest.skip(f"Unsloth cannot be had from the package registry: {installed.stderr.strip().splitlines()[-1]}")
@@ -108,15 +110,15 @@ class Bench:
         assert ("Unsloth" in log) == (config.policy.backend == "unsloth")
         return work
 
-    def logits(self, backend: str, adapter: Path) -> Any:
-        """[1, T, V] logits of a short text, under a backend with an adapter."""
+    def logits(self, backend: str, *adapters: Path) -> list[Any]:
+        """[1, T, V] logits of a short text under each adapter, with a backend."""
         import torch
 
         config, target = self.with_backend(backend), self.directory / f"{backend}.pt"
         settings = self.directory / "settings.json"
         settings.write_text(config.model_dump_json())
-        self.python(config, "-c", LOGITS, str(settings), str(adapter), str(target))
-        return torch.load(target)[0]
+        self.python(config, "-c", LOGITS, str(settings), str(target), *map(str, adapters))
+        return list(torch.load(target))
 
 
 @pytest.fixture
@@ -159,20 +161,27 @@ def check_training(work: Path) -> dict[str, Any]:
     return dict(summary)
 
 
-def check_exchange(bench: Bench, adapter: Path) -> None:
-    """An adapter gives the same logits with either backend, and is not without effect."""
+def check_exchange(bench: Bench, *adapters: Path) -> None:
+    """Adapters give the same logits with either backend, and are not without effect."""
     import torch
 
-    ours, theirs = bench.logits("transformers", adapter), bench.logits("unsloth", adapter)
-    assert ours.dtype == theirs.dtype == torch.float32
-    assert float((ours - theirs).abs().max()) < 1e-3
-    other = adapter.parent / "other"
-    shutil.copytree(adapter, other)
+    others = [_changed(adapter) for adapter in adapters]
+    ours, theirs = bench.logits("transformers", *adapters), bench.logits("unsloth", *adapters, *others)
+    for place, one in enumerate(ours):
+        assert one.dtype == theirs[place].dtype == torch.float32
+        assert float((one - theirs[place]).abs().max()) < 1e-3
+        assert float((theirs[len(ours) + place] - theirs[place]).abs().max()) > 1e-3
+
+
+def _changed(adapter: Path) -> Path:
+    """A copy of an adapter with larger weights."""
     from safetensors.torch import load_file, save_file
 
+    other = adapter.parent / "other"
+    shutil.copytree(adapter, other)
     file = other / "adapter_model.safetensors"
     save_file({name: matrix * 3 for name, matrix in load_file(file).items()}, file)
-    assert float((bench.logits("unsloth", other) - theirs).abs().max()) > 1e-3
+    return other
 
 
 def test_smollm2(bench: Callable[..., Bench]) -> None:
@@ -187,10 +196,10 @@ def test_smollm2(bench: Callable[..., Bench]) -> None:
 def test_gemma(bench: Callable[..., Bench], tmp_path: Path) -> None:
     """A Gemma 3 is too; and Unsloth loads an adapter that transformers trained."""
     made = bench(tiny_gemma(tmp_path / "gemma"))
-    check_training(made.train(made.with_backend("unsloth")))
-    check_exchange(made, made.directory / "unsloth" / "grpo" / "adapter")
-    check_training(made.train(made.with_backend("transformers")))
-    check_exchange(made, made.directory / "transformers" / "grpo" / "adapter")
+    works = [made.train(made.with_backend(backend)) for backend in ("unsloth", "transformers")]
+    for work in works:
+        check_training(work)
+    check_exchange(made, *(work / "grpo" / "adapter" for work in works))
 
 
 def test_rewards_move_the_adapter_and_a_training_goes_on(bench: Callable[..., Bench], tmp_path: Path) -> None:

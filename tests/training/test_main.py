@@ -22,6 +22,7 @@ from medgrpo.policies.memory import MemoryPlan
 from medgrpo.prompts import render_prompt
 from medgrpo.testing import tiny_config, tiny_record
 from medgrpo.training import __main__ as process
+from medgrpo.training.launch import CHILD_ENVIRONMENT
 
 
 def adapter(directory, **tensors):
@@ -33,6 +34,35 @@ def adapter(directory, **tensors):
 def job(directory, config, data=Path("data")):
     write_json(directory / "job.json", {"config": config.model_dump(mode="json"), "data": str(data)})
     return directory
+
+
+# --- How it starts ---------------------------------------------------------------------------------------------------
+
+START = """
+import gc, sys
+from medgrpo.training import __main__ as process
+from medgrpo.config import RunConfig
+with process._without_collector():
+    process._trainers(RunConfig(name="start"))
+    assert not gc.isenabled()
+    process._settle_collector()
+    assert gc.isenabled() and gc.get_freeze_count() > 100_000
+print(*sorted({"mlflow", "sklearn", "transformers", "trl"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.slow
+def test_it_imports_no_more_than_it_needs():
+    """Neither MLflow nor scikit-learn is loaded, and what was is not walked by the garbage collector any more."""
+    done = subprocess.run(
+        [sys.executable, "-c", START],
+        env={**os.environ, **CHILD_ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.stdout.split() == ["transformers", "trl"], done.stderr
 
 
 # --- What is measured --------------------------------------------------------------------------------------------
