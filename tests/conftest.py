@@ -1,5 +1,6 @@
 """What tests share: a home of its own for Prefect, so that the developer's stays untouched, servers and stores."""
 
+import gc
 import os
 import random
 import shutil
@@ -59,6 +60,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that start services: they take longest, and at the end one process would wait for them."""
     services = {item.path for item in items if item.get_closest_marker("e2e")}
     items.sort(key=lambda item: item.path not in services)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what imports have left out of later garbage collections: an evaluation collects, and walks all there is."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
