@@ -10,6 +10,7 @@ from medgrpo import domains
 from medgrpo.completions import AnswerForm
 from medgrpo.config import RewardConfig, RunConfig
 from medgrpo.domains import load_corpus
+from medgrpo.domains.domain import Domain
 from medgrpo.errors import InputError
 from medgrpo.manifests import friendly_disk_errors, write_json
 from medgrpo.policies import load_tokenizer, resolve_base
@@ -44,7 +45,8 @@ def prepare(config: RunConfig, directory: Path) -> dict[str, Any]:
     Raises:
         InputError: unusable input, or a leak.
     """
-    corpus, form = load_corpus(config.data), domains.get(config.data.domain).form
+    corpus, domain = load_corpus(config.data), domains.get(config.data.domain)
+    form = domain.form
     tokenizer = load_tokenizer(resolve_base(config.policy), config.policy.revision)
     limit = config.data.max_length - config.grpo.max_completion_length
     if limit <= 0:
@@ -54,7 +56,7 @@ def prepare(config: RunConfig, directory: Path) -> dict[str, Any]:
         )
     lengths = {i: _prompt_tokens(record, tokenizer) for i, record in corpus.records.items()}
     corpus, dropped = _drop_long(corpus, lengths, limit, form)
-    corpus, untaught = _drop_unteachable(corpus, gold_rewards(config.rewards))
+    corpus, untaught = _drop_unteachable(corpus, domain, gold_rewards(config.rewards))
     dropped += untaught
     pool = corpus.split("train") + corpus.split("dev")
     check_leaks({record.id: prompt_text(render_prompt(record)) for record in pool}, pool, corpus.splits["test"])
@@ -159,8 +161,7 @@ def _drop_long(
     return kept, dropped
 
 
-def _drop_unteachable(corpus: Corpus, rewards: RewardConfig) -> tuple[Corpus, list[Dropped]]:
-    domain = domains.get(corpus.name)
+def _drop_unteachable(corpus: Corpus, domain: Domain, rewards: RewardConfig) -> tuple[Corpus, list[Dropped]]:
     reasons = {record.id: domain.unteachable(record, rewards) for record in corpus.split("train")}
     dropped = [Dropped(id=i, split="train", reason=reason) for i, reason in reasons.items() if reason]
     if dropped and len(dropped) == len(reasons):
