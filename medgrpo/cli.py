@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 LATEST_MODEL = Path("runs/latest/train/model")
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Fine-tuned medical readers: evaluate, answer, score."
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Fine-tuned small readers: evaluate, answer, score.")
 
 app.add_typer(review_command.app, name="review")
 
@@ -66,15 +64,15 @@ def evaluate(
 @app.command()
 def answer(
     question: Annotated[str, typer.Option(help="A question of the kind that the model was trained on.")],
-    context: Annotated[list[str], typer.Option(help="The abstract, or a section of it; repeat the option for more.")],
+    context: Annotated[list[str], typer.Option(help="The text it is about, or a part of it; repeat the option.")],
     model: Annotated[Path, typer.Option(help="Directory of a trained model.")] = LATEST_MODEL,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Cap on the answer's length in tokens.")] = 256,
     samples: Annotated[int, typer.Option(help="Sampled answers behind the confidence; 0 gives none.")] = 5,
     domain: Annotated[
-        str | None, typer.Option(help="Domain that the model was trained on; unset, its run's, or one of abstracts.")
+        str | None, typer.Option(help="Domain that the model was trained on; unset, its run's, or that of abstracts.")
     ] = None,
 ) -> None:
-    """Ask a trained model one question about an abstract, or about what else its domain reads."""
+    """Ask a trained model one question about a text: an abstract, or whatever its domain reads."""
     from medgrpo import domains
     from medgrpo.policies import load_model
     from medgrpo.serving import AnswerSettings

@@ -58,6 +58,7 @@ def prepare(config: RunConfig, directory: Path) -> dict[str, Any]:
     corpus, dropped = _drop_long(corpus, lengths, limit, form)
     corpus, untaught = _drop_unteachable(corpus, domain, gold_rewards(config.rewards))
     dropped += untaught
+    _check_classes(corpus, form, limit)
     pool = corpus.split("train") + corpus.split("dev")
     check_leaks({record.id: prompt_text(render_prompt(record)) for record in pool}, pool, corpus.splits["test"])
     golds, cap = _gold_tokens(corpus, tokenizer, config), config.grpo.max_completion_length
@@ -152,12 +153,6 @@ def _drop_long(
     kept = _without(dropped, corpus)
     if not kept.splits["train"]:
         raise InputError(f"{corpus.name}: every train prompt is longer than {limit} tokens. Raise data.max_length.")
-    lost = [verdict for verdict, count in verdict_counts(kept.split("train"), form).items() if not count]
-    if lost:
-        raise InputError(
-            f"{corpus.name}: every train prompt with the {form.kind} {' or '.join(lost)} is longer than {limit} "
-            "tokens, so the model could never learn it. Raise data.max_length."
-        )
     return kept, dropped
 
 
@@ -167,6 +162,16 @@ def _drop_unteachable(corpus: Corpus, domain: Domain, rewards: RewardConfig) -> 
     if dropped and len(dropped) == len(reasons):
         raise InputError(f"{corpus.name}: of every train record {dropped[0].reason}. Add records that can be learned.")
     return _without(dropped, corpus), dropped
+
+
+def _check_classes(corpus: Corpus, form: AnswerForm, limit: int) -> None:
+    """Refuse training records of which a whole class of answers was dropped."""
+    lost = [verdict for verdict, count in verdict_counts(corpus.split("train"), form).items() if not count]
+    if lost:
+        raise InputError(
+            f"{corpus.name}: every train prompt with the {form.kind} {' or '.join(lost)} is longer than {limit} "
+            "tokens, or is not taught, so the model could never learn it. Raise data.max_length, or add records."
+        )
 
 
 def _without(dropped: Sequence[Dropped], corpus: Corpus) -> Corpus:

@@ -222,7 +222,7 @@ def read_fresh_file(config: RunConfig) -> list[Record]:
 def find_fresh(config: RunConfig, data: Path) -> Fresh:
     """The records of `retrain.fresh` without those that are, or nearly are, among the prepared ones.
 
-    Records that were dropped for their length are in the pool nevertheless.
+    Records that were dropped, as too long or unteachable, are in the pool nevertheless, but known by their ids alone.
 
     Args:
         config: the run's settings.

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from medgrpo import domains
 from medgrpo.config import RunConfig
 from medgrpo.errors import InputError
 from medgrpo.manifests import Manifest, friendly_disk_errors, hold, write_json
@@ -131,7 +132,8 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
             lines.append(f"| {label} | {' | '.join(_percent(summary[model][key]) for model in models)} |")
     kind = "synthetic" if summary["synthetic"] else summary["domain"]
     count = summary[models[-1]]["accuracy"]["n"]
-    notes = [f"{count} held-out {kind} cases; 95 % intervals in brackets. Not medical advice."]
+    caution = domains.get(summary["domain"]).caution
+    notes = [f"{count} held-out {kind} cases; 95 % intervals in brackets. {caution}".strip()]
     notes += [pair_sentence(pair) for pair in summary["comparison"]]
     reasons = "\n".join(f"- {reason}" for reason in summary["gate"]["reasons"])
     notes.append(f"**Gate: {summary['gate']['outcome']}.**\n\n{reasons}")

@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 
 DATABASES = Path(__file__).parents[1] / "docker" / "databases.sh"
@@ -68,6 +70,46 @@ def wait_for(condition: Callable[[], Any], started: Started, seconds: float = 15
     while not condition():
         assert time.monotonic() < deadline, started.log.read_text()[-4000:]
         time.sleep(0.5)
+
+
+@dataclass
+class MlflowServer:
+    """An MLflow server, which can be stopped and started again.
+
+    Attributes:
+        directory: holds its database, `server.db`, and gets `served/`, its artifacts, and `server.log`.
+    """
+
+    directory: Path
+    port: int = field(default_factory=free_port)
+    running: Started | None = None
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        store = f"--backend-store-uri=sqlite:///{self.directory}/server.db"
+        place = ["--host=127.0.0.1", f"--port={self.port}", "--workers=1"]
+        artifacts = f"--artifacts-destination={self.directory}/served"
+        command = [sys.executable, "-m", "mlflow", "server", store, artifacts, *place]
+        # Its own jobs, which nothing here uses, would take processes of their own.
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        self.running = start(command, self.directory / "server.log", environment, self.directory)
+        wait_for(self._answers, self.running)
+
+    def stop(self) -> None:
+        """Stop it, if it runs."""
+        if self.running:
+            stop(self.running)
+            self.running = None
+
+    def _answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.uri}/health", timeout=10).status_code == 200
+        except httpx.TransportError:
+            return False
 
 
 @dataclass

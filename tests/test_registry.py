@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from services import MlflowServer
 
 from medgrpo import registry
 from medgrpo.config import EMBEDDED_MODEL, EvaluationConfig, PolicyConfig, RetrainConfig, RunConfig, TrackingConfig
@@ -679,50 +680,17 @@ def _stored_file(config: RunConfig, path: str) -> Path:
 
 
 @pytest.fixture
-def server(tmp_path: Path, empty_store: Path) -> Iterator["_Server"]:
+def server(tmp_path: Path, empty_store: Path) -> Iterator[MlflowServer]:
+    """One with an empty database, which is not started yet."""
     shutil.copy(empty_store, tmp_path / "server.db")
-    running = _Server(tmp_path)
+    running = MlflowServer(tmp_path)
     yield running
     running.stop()
 
 
-class _Server:
-    """An MLflow server with its own database and artifact store, which can be stopped and started again."""
-
-    def __init__(self, directory: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.directory = directory
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        store = ["--backend-store-uri", f"sqlite:///{self.directory}/server.db"]
-        artifacts = ["--artifacts-destination", str(self.directory / "served")]
-        address = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        command = [sys.executable, "-m", "mlflow", "server", *store, *artifacts, *address]
-        with (self.directory / "server.log").open("ab") as log:
-            # A session of its own: the server starts workers, and all of them have to go.
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        for _ in range(120):
-            try:
-                registry.connect(RunConfig(tracking=TrackingConfig(uri=self.uri)))
-            except ServiceUnreachable:
-                time.sleep(0.5)
-            else:
-                return
-        pytest.fail((self.directory / "server.log").read_text())
-
-    def stop(self) -> None:
-        if self.process:
-            os.killpg(self.process.pid, 15)
-            self.process.wait(timeout=30)
-            self.process = None
-
-
 @pytest.mark.slow
 def test_a_server_that_comes_back_gets_what_it_missed(
-    candidate: registry.Candidate, server: _Server, tmp_path: Path
+    candidate: registry.Candidate, server: MlflowServer, tmp_path: Path
 ) -> None:
     """Rows written while the server is down arrive once it is up; through it a candidate is registered and checked."""
     config = candidate.config.model_copy(update={"tracking": TrackingConfig(uri=server.uri)})

@@ -2,22 +2,20 @@
 
 import contextlib
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from services import MlflowServer
 
 from medgrpo import registry
 from medgrpo.config import RunConfig, TrackingConfig
-from medgrpo.errors import InputError, ServiceUnreachable
+from medgrpo.errors import InputError
 from medgrpo.manifests import describe
 from medgrpo.registry import champions, comparison, review
 from medgrpo.registry.champions import Version
@@ -612,24 +610,12 @@ def test_without_an_evaluation_it_says_so(config: RunConfig) -> None:
 def served(tmp_path: Path, empty_store: Path) -> Iterator[RunConfig]:
     """Settings of an MLflow server that keeps the files itself."""
     shutil.copy(empty_store, tmp_path / "server.db")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    store = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", f"{tmp_path}/served"]
-    command = [sys.executable, "-m", "mlflow", "server", *store, "--port", str(port), "--workers", "1"]
-    with (tmp_path / "server.log").open("wb") as log:
-        # A session of its own: the server starts workers, and all of them have to go.
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    config = RunConfig(runs_dir=tmp_path / "runs", tracking=TrackingConfig(uri=f"http://127.0.0.1:{port}"))
-    for _ in range(120):
-        try:
-            registry.connect(config)
-        except ServiceUnreachable:
-            time.sleep(0.5)
-        else:
-            break
-    yield config
-    os.killpg(process.pid, 15)
-    process.wait(timeout=30)
+    server = MlflowServer(tmp_path)
+    try:
+        server.start()
+        yield RunConfig(runs_dir=tmp_path / "runs", tracking=TrackingConfig(uri=server.uri))
+    finally:
+        server.stop()
 
 
 def test_a_server_is_reviewed_as_a_file_is(served: RunConfig, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class Domain:
         files: those that the settings' records are read from; what is prepared depends on their content.
         suffix: what registered models of it have behind `tracking.model_name`; None for a hyphen and its name.
         topics: tags of its models on the Hub.
-        source: what a record's contexts are, as in "the figures that the abstract lacks".
+        source: what a record's contexts are, a noun with a plural in -s, as in "the figures that the abstract lacks".
         caution: the sentence that warns readers of its answers; "" for none.
         example: {question, contexts} that a registered model carries as its input example; None for none.
     """
@@ -79,7 +79,7 @@ class Domain:
     files: Callable[[DataConfig], Sequence[Path]] = named_files
     suffix: str | None = None
     topics: tuple[str, ...] = ()
-    source: str = "evidence"
+    source: str = "text"
     caution: str = ""
     example: Mapping[str, Any] | None = None
 

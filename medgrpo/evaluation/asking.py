@@ -13,6 +13,7 @@ from medgrpo.completions import parse_completion
 from medgrpo.config import RunConfig
 from medgrpo.evaluation.generate import Generation, sample
 from medgrpo.evaluation.probes import probe_cases
+from medgrpo.evaluation.report_words import probe_label
 from medgrpo.manifests import describe, write_text
 from medgrpo.policies import load_model
 from medgrpo.prompts import render_prompt
@@ -132,7 +133,8 @@ class _Interview:
         digests = {record_id: fingerprint(prompt) for record_id, prompt in prompts.items()}
         known = _read_answers(path, digests)
         missing = [record.id for record in records if record.id not in known]
-        label = ", ".join(filter(None, (self._model.name, probe)))
+        source = domains.get(self._config.data.domain).source
+        label = f"{self._model.name}, {probe_label(probe, source).lower()}" if probe else self._model.name
 
         def keep(index: int, answers: list[Generation]) -> None:
             record_id = missing[index]

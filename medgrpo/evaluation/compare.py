@@ -65,7 +65,7 @@ def evaluate(
         directory: where results go.
         answers_cache: where answers are kept as they arrive, so that a killed evaluation goes on, and a model that
             was asked before is not asked again.
-        on_progress: called with (model name, answers so far, cases); under a probe the name is "tuned, no_abstract".
+        on_progress: called with (model name, answers so far, cases); under a probe the name is "tuned, no abstract".
 
     Returns:
         The content of metrics.json.

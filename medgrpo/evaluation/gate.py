@@ -188,17 +188,15 @@ def _faithfulness(model: Mapping[str, Any], config: GateConfig, source: str) -> 
 
 
 def _context_reliance(probes: Mapping[str, Any], config: GateConfig, source: str) -> Check:
-    name, missing = "context reliance", [probe for probe in JUDGED_PROBES if not probes.get(probe)]
+    name, judged = "context reliance", {probe: where.format(source=source) for probe, where in JUDGED_PROBES.items()}
+    missing = [where for probe, where in judged.items() if not probes.get(probe)]
     if missing:
         return Check(
-            name, UNDECIDED, f"The model was not probed ({_listed(missing)}), so it may not need the {source}."
+            name, UNDECIDED, f"The model was not probed {' or '.join(missing)}, so it may not need the {source}."
         )
-    parts = [
-        _needed(where.format(source=source), probes[probe]["drop"], config, source)
-        for probe, where in JUDGED_PROBES.items()
-    ]
+    parts = [_needed(where, probes[probe]["drop"], config, source) for probe, where in judged.items()]
     flips = probes["other_abstract"]["flips"]
-    clause = f"of the verdicts change {JUDGED_PROBES['other_abstract'].format(source=source)}"
+    clause = f"of the verdicts change {judged['other_abstract']}"
     parts.append(_held(clause, flips, config.reliance_flips))
     return _joined(name, parts, probes["other_abstract"]["drop"], config.reliance_drop)
 

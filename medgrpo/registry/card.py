@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from medgrpo import domains
+from medgrpo.evaluation.report_words import probe_label
 from medgrpo.registry.candidate import NOT_EVALUATED, Evidence
 from medgrpo.registry.facts import UNKNOWN
 
@@ -11,17 +12,18 @@ CARD_FILE = "model_card.md"
 """The whole card among a run's artifacts."""
 # Results that a short card keeps, by the beginning of their names; the whole card has all but the confusion counts.
 MAIN_RESULTS = ("accuracy", "macro_f1", "strict_form", "recall", "grounding", "faithfulness")
-SYNTHETIC_LIMIT = "Numbers on **synthetic** records say nothing about real abstracts."
+SYNTHETIC_LIMIT = "Numbers on **synthetic** records say nothing about real {source}s."
 
 
 def model_card(evidence: Evidence, limit: int | None = None) -> str:
     """Markdown card of a candidate; one with a limit keeps the main results and has at most so many characters."""
-    said = domains.get(evidence.data["domain"]).card
+    domain = domains.get(evidence.data["domain"])
+    said, synthetic = domain.card, SYNTHETIC_LIMIT.format(source=domain.source)
     sections = {
         "Intended use": [said["intended_use"]],
         "Gate": list(_gate(evidence.candidate.gate)),
         "Evaluation": list(_evaluation(evidence, brief=limit is not None)),
-        "Limits": [said["limitations"], *([SYNTHETIC_LIMIT] if evidence.data["synthetic"] else [])],
+        "Limits": [said["limitations"], *([synthetic] if evidence.data["synthetic"] else [])],
         "Training": list(_training(evidence)),
         "Data": list(_data(evidence)),
     }
@@ -69,7 +71,7 @@ def _evaluation(evidence: Evidence, brief: bool) -> Iterator[str]:
     yield from _results_table(metrics["models"], brief)
     yield ""
     yield from _comparisons(metrics)
-    yield from _probes(metrics)
+    yield from _probes(metrics, domains.get(evidence.data["domain"]).source)
 
 
 def _comparisons(metrics: Mapping[str, Any]) -> Iterator[str]:
@@ -86,11 +88,11 @@ def _comparisons(metrics: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _probes(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """What the model does without the evidence: it should need the abstract."""
+def _probes(metrics: Mapping[str, Any], source: str) -> Iterator[str]:
+    """What the model does without its contexts, which it should need; `source` is what the domain calls them."""
     for model, probes in metrics.get("probes", {}).items():
         for probe, result in probes.items():
-            yield f"- {model}, {probe.replace('_', ' ')}: accuracy falls by {_interval(result['drop'])}"
+            yield f"- {model}, {probe_label(probe, source).lower()}: accuracy falls by {_interval(result['drop'])}"
 
 
 def _training(evidence: Evidence) -> Iterator[str]:

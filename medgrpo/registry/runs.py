@@ -50,7 +50,7 @@ def open_run(config: RunConfig, train_dir: Path, tags: Mapping[str, str]) -> str
     with plain_errors(resolve_mlflow_uri(config)), http_timeout(CALL_SECONDS):
         experiment = experiment_id(client, config)
         origin = _origin(train_dir)
-        run = recorded_run(client, config, train_dir) or _unfinished_run(client, config, experiment, origin)
+        run = known_run(client, config, train_dir, experiment)
         if run is None:
             run_id = create_run(client, config, experiment, {**origin, **tags})
             _name_run(config, train_dir, run_id)
@@ -123,7 +123,13 @@ def _origin(train_dir: Path) -> dict[str, str]:
     return {TRAINING_DIGEST_TAG: manifest.sha256} if manifest else {}
 
 
-def recorded_run(client: "MlflowClient", config: RunConfig, train_dir: Path) -> "Run | None":
+def known_run(client: "MlflowClient", config: RunConfig, train_dir: Path, experiment: str) -> "Run | None":
+    """The run of a training that has no model version yet: the one that its directory names, or one opened since."""
+    run = _recorded_run(client, config, train_dir)
+    return run or _unfinished_run(client, config, experiment, _origin(train_dir))
+
+
+def _recorded_run(client: "MlflowClient", config: RunConfig, train_dir: Path) -> "Run | None":
     """The run that the training directory names, if it is here, has no model version yet, and is no other trial's."""
     path = train_dir / RUN_FILE
     if not path.is_file():

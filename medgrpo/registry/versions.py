@@ -18,7 +18,7 @@ from medgrpo.registry.card import model_card
 from medgrpo.registry.connection import connect, plain_errors
 from medgrpo.registry.evidence import EVALUATION_TAG, PASS, log_evidence, version_tags
 from medgrpo.registry.lookup import CHAMPION, DIGEST_TAG, FILES_TAG, Registration, files_digest, registration
-from medgrpo.registry.runs import VERSION_TAG, open_run, recorded_run
+from medgrpo.registry.runs import VERSION_TAG, experiment_id, known_run, open_run
 from medgrpo.serving import AnswerSettings
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ def _find_version(client: "MlflowClient", evidence: Evidence) -> "ModelVersion |
 
 def _close_repeated_run(client: "MlflowClient", candidate: Candidate, version: "ModelVersion") -> None:
     """End the run of a training that came to a model which is already registered."""
-    run = recorded_run(client, candidate.config, candidate.train_dir)
+    config = candidate.config
+    run = known_run(client, config, candidate.train_dir, experiment_id(client, config))
     if run is not None:
         _finish_run(client, run.info.run_id, version)
 

@@ -196,30 +196,37 @@ def test_its_report_shows_what_there_is(config: RunConfig, tmp_path: Path) -> No
 def test_it_is_spoken_of_in_its_own_words(config: RunConfig) -> None:
     """Probes, gate and report call its contexts what it calls them, and give no advice of another field."""
     records = domains.load_corpus(config.data).split("test")
-    assert probe_cases(records, seed=1)["no_abstract"][records[0].id].contexts == ("No evidence is available.",)
+    assert probe_cases(records, seed=1)["no_abstract"][records[0].id].contexts == ("No text is available.",)
     metrics, answers = evaluated(config, records)
     interval = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 30}
     probed = {"accuracy": interval, "drop": interval, "flips": interval, "n": 30, "skipped": 0}
     metrics["probes"] = {"tuned": {"no_abstract": probed, "other_abstract": probed}}
     gate = judge("tuned", metrics, config.gate, audit_holes="", alarms=[]).as_dict()
     said = " ".join(check["reason"] for check in gate["checks"])
-    assert "without the evidence" in said
-    assert "with another record's evidence" in said
-    assert "of the cited figures are in the evidence" in said
+    assert "without the text" in said
+    unprobed = judge("tuned", {**metrics, "probes": {}}, config.gate, audit_holes="", alarms=[]).as_dict()
+    assert "not probed without the text or with another record's text, so it may not need the text" in str(unprobed)
+    assert "with another record's text" in said
+    assert "of the cited figures are in the text" in said
     cases = [json.loads(json.dumps(case_row(record, answers, i))) for i, record in enumerate(records)]
     page = render_report({"name": "sums"}, metrics, cases, [], gate)
-    assert "<summary>Evidence</summary>" in page
-    assert ">Another evidence<" in page
+    assert "<summary>Text</summary>" in page
+    assert ">Another text<" in page
     assert not re.search("abstract|medic", said + page, re.I)
 
 
 def test_its_summary_has_the_metrics_that_there_are(config: RunConfig) -> None:
     """The table of a finished run leaves out macro-F1."""
     metrics, _ = evaluated(config, domains.load_corpus(config.data).split("test"))
-    rest = {"gate": {"outcome": "pass", "reasons": []}, "synthetic": True, "comparison": metrics["comparisons"]}
+    rest = {
+        "domain": "counting",
+        "gate": {"outcome": "pass", "reasons": []},
+        "synthetic": True,
+        "comparison": metrics["comparisons"],
+    }
     text = summary_markdown({"models": list(metrics["models"]), **metrics["models"], **rest})
     assert "| accuracy |" in text
-    assert "macro-F1" not in text
+    assert not re.search("macro-F1|abstract|medic", text, re.I)
 
 
 @pytest.mark.slow
@@ -228,9 +235,17 @@ def test_its_models_carry_its_name(config: RunConfig, candidate: Candidate) -> N
     assert registered_name(config, "counting") == "medgrpo-counting"
     path = candidate.data_dir / "data.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "domain": "counting"}))
+    measured = json.loads((candidate.evaluation_dir / "metrics.json").read_text())
+    probed = {"drop": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 30}}
+    (candidate.evaluation_dir / "metrics.json").write_text(
+        json.dumps({**measured, "probes": {"tuned": {"no_abstract": probed}}})
+    )
     evidence = read_evidence(candidate)
     assert evidence.name == "medgrpo-counting"
     card = model_card(evidence)
+    assert "tuned, no text: accuracy falls by 50.0%" in card
+    assert "say nothing about real texts" in card
+    assert not re.search("abstract|medic", card, re.I)
     assert "It can only add." in card
     assert "- counting (train 6, dev 6, test 6): sums" in card
     front = hub_card(evidence).split("---")[1]
@@ -244,7 +259,7 @@ def test_it_is_served(counting: str) -> None:
     assert (reply["verdict"], reply["confidence"]) == ("43", 0.5)
     assert [cited["quote"] for cited in reply["evidence"] if cited["supported"]] == ["12", "31"]
     settings = serving.AnswerSettings(9, domain=counting)
-    with pytest.raises(InputError, match=r"row 1: 'contexts' is None.*the sections of the evidence"):
+    with pytest.raises(InputError, match=r"row 1: 'contexts' is None.*the sections of the text"):
         serving.answer(None, None, [{"question": "How many?"}], settings)
 
 

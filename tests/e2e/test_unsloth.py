@@ -167,6 +167,7 @@ def check_exchange(bench: Bench, *adapters: Path) -> None:
 
     others = [_changed(adapter) for adapter in adapters]
     ours, theirs = bench.logits("transformers", *adapters), bench.logits("unsloth", *adapters, *others)
+    assert (len(ours), len(theirs)) == (len(adapters), 2 * len(adapters))
     for place, one in enumerate(ours):
         assert one.dtype == theirs[place].dtype == torch.float32
         assert float((one - theirs[place]).abs().max()) < 1e-3

@@ -28,6 +28,7 @@ from medgrpo.evaluation.compare import (
 )
 from medgrpo.evaluation.generate import Generation
 from medgrpo.evaluation.probes import PROBES
+from medgrpo.evaluation.report_words import probe_label
 from medgrpo.evaluation.scoring import answer_row, official_score
 from medgrpo.evaluation.statistics import paired_score_interval
 from medgrpo.manifests import write_json, write_text
@@ -416,9 +417,10 @@ def test_the_progress_names_the_probe(run, probing):
     heard = []
     metrics = run(probing, on_progress=lambda *news: heard.append(news), base="bad", tuned="good")
     names = list(dict.fromkeys(name for name, *_ in heard))
-    assert names == ["tuned", *(f"tuned, {probe}" for probe in PROBES), "base"]
+    labels = {probe: f"tuned, {probe_label(probe, 'abstract').lower()}" for probe in PROBES}
+    assert names == ["tuned", *labels.values(), "base"]
     for probe, found in metrics["probes"]["tuned"].items():
-        assert [(done, total) for name, done, total in heard if name == f"tuned, {probe}"] == [
+        assert [(done, total) for name, done, total in heard if name == labels[probe]] == [
             (done, found["n"]) for done in range(1, found["n"] + 1)
         ]
 

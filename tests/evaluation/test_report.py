@@ -345,10 +345,10 @@ def test_the_champion_is_tested_too(run, metrics):
     )
 
 
-def test_the_reasons_are_marked_as_withheld(run, metrics, case):
-    """The expert's reasons stand beside the expert's verdict, labelled as never shown to the models."""
+def test_the_published_answer_is_marked_as_withheld(run, metrics, case):
+    """The published answer stands beside the expert's verdict, labelled as never shown to the models."""
     page = words(report.render_report(run, metrics, [case], []))
-    assert "Expert: yes It helps.the expert's reasons, not shown to the models" in page
+    assert "Expert: yes It helps.the published answer, not shown to the models" in page
 
 
 def test_data_settings_and_time_are_complete(run, metrics):

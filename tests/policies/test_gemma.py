@@ -1,5 +1,6 @@
 """What is special about Gemma 3, end to end on a tiny random one: turns, their end, windows, tied embeddings."""
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -78,6 +79,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     with recorded() as rows, pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "disable_caching", lambda: None)
         patch.setattr(grpo, "reward_functions", lambda *_: [varied])
+        patch.setattr(process, "_without_collector", contextlib.nullcontext)
         assert process.main(run / "train") == 0
     metrics = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
     return SimpleNamespace(config=config, run=run, prepared=prepared, rows=rows, metrics=metrics)

@@ -127,7 +127,6 @@ def test_a_deleted_run_is_a_failed_trial(monkeypatch: pytest.MonkeyPatch, propos
 
 def test_without_a_server_trials_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A deployment needs a server; without one, or without a deployment, trials run in the sweep's process."""
-
     monkeypatch.setattr(module, "get_run_logger", lambda: logging.getLogger("test"))
     server = type("Setting", (), {"value": staticmethod(lambda: "http://prefect/api")})
     none = type("Setting", (), {"value": staticmethod(lambda: None)})
