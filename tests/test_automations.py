@@ -347,11 +347,11 @@ class Service:
         sent = {**event, "id": str(uuid4()), "occurred": datetime.now(UTC).isoformat()}
         self.client.request("POST", "/events", json=[sent]).raise_for_status()
 
-    def has_left(self, run: "FlowRun") -> bool:
-        """Whether the run was suspended and the server knows that its process has nothing more to say."""
+    def has_left(self, run: "FlowRun", times: int = 1) -> bool:
+        """Whether the run was suspended so often, and the server knows that its process has nothing more to say."""
         these = {"event": {"name": ["prefect.flow-run.left"]}, "resource": {"id": [f"prefect.flow-run.{run.id}"]}}
         found = self.client.request("POST", "/events/filter", json={"filter": these})
-        return self.ends_as(run, "Suspended") and bool(found.raise_for_status().json()["events"])
+        return self.ends_as(run, "Suspended") and len(found.raise_for_status().json()["events"]) == times
 
     def attempts(self, name: str) -> int:
         """How often a run was begun."""
@@ -469,6 +469,8 @@ def test_runs_that_die(service: Service) -> None:
         orphan, unstoppable = service.start("orphan", "waits"), service.start("unstoppable", "waits")
         pids = [service.directory / f"{name}.pid" for name in ("orphan", "unstoppable")]
         service.wait(lambda: all(pid.exists() for pid in pids))
+        # Taken for dead and put back, the review asks again; were it still about to, it would die with the worker.
+        service.wait(lambda: service.has_left(mistaken, times=2))
     # Worker and processes are gone now, and nobody is there to report it.
     for pid in pids:
         with suppress(ProcessLookupError):
@@ -480,8 +482,8 @@ def test_runs_that_die(service: Service) -> None:
     (service.directory / "orphan.go").touch()
     with service.worker():
         service.wait(lambda: service.ends_as(orphan, "Completed"))
-        # Taken for dead and put back, the review asks again; once it is answered, a crash does not lose that.
-        service.wait(lambda: service.states(mistaken).count("Suspended") == 2)
+        # Once it is answered, a crash does not lose that.
+        assert service.states(mistaken).count("Suspended") == 2
         resume_flow_run(mistaken.id, run_input={"note": "better"})
         service.wait(lambda: service.ends_as(mistaken, "Completed"))
         assert (service.directory / "mistaken.answer").read_text() == "better"
