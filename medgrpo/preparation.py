@@ -46,7 +46,7 @@ def prepare(config: RunConfig, directory: Path) -> dict[str, Any]:
         InputError: unusable input, or a leak.
     """
     corpus, domain = load_corpus(config.data), domains.get(config.data.domain)
-    form = domain.form
+    form, rewards = domain.form, gold_rewards(config.rewards)
     tokenizer = load_tokenizer(resolve_base(config.policy), config.policy.revision)
     limit = config.data.max_length - config.grpo.max_completion_length
     if limit <= 0:
@@ -56,21 +56,23 @@ def prepare(config: RunConfig, directory: Path) -> dict[str, Any]:
         )
     lengths = {i: _prompt_tokens(record, tokenizer) for i, record in corpus.records.items()}
     corpus, dropped = _drop_long(corpus, lengths, limit, form)
-    corpus, untaught = _drop_unteachable(corpus, domain, gold_rewards(config.rewards))
+    corpus, untaught = _drop_unteachable(corpus, domain, rewards)
     dropped += untaught
     _check_classes(corpus, form, limit)
     pool = corpus.split("train") + corpus.split("dev")
     check_leaks({record.id: prompt_text(render_prompt(record)) for record in pool}, pool, corpus.splits["test"])
-    golds, cap = _gold_tokens(corpus, tokenizer, config), config.grpo.max_completion_length
-    cut = [i for i, length in golds.items() if length > cap]
+    golds = {record.id: gold_completion(record, rewards) for split in TRAINING_SPLITS for record in corpus.split(split)}
+    tokens = _completion_tokens({i: golds[i] for i in corpus.splits["train"]}, tokenizer)
+    cap = config.grpo.max_completion_length
+    cut = [i for i, length in tokens.items() if length > cap]
     if cut:
         # The warm-up would teach answers that generation cuts off before their verdict.
         logger.warning("%d gold completions are longer than grpo.max_completion_length, e.g. %s", len(cut), cut[0])
-    longest = max(lengths[i] + max(cap, length) for i, length in golds.items())
+    longest = max(lengths[i] + max(cap, length) for i, length in tokens.items())
     summary = _summary(corpus, dropped, lengths, form) | {"max_training_tokens": longest, "gold_longer_than_cap": cut}
     with friendly_disk_errors(directory), _no_progress_bars():
         for split in SPLITS:
-            _save(corpus.split(split), directory / split, with_gold=split != "test", config=config)
+            _save(corpus.split(split), golds, directory / split)
         write_json(directory / SUMMARY, summary)
     logger.info("%s: %s; %d dropped", corpus.name, summary["counts"], len(dropped))
     return summary
@@ -135,10 +137,9 @@ def _prompt_tokens(record: Record, tokenizer: Any) -> int:
     return len(ids)
 
 
-def _gold_tokens(corpus: Corpus, tokenizer: Any, config: RunConfig) -> dict[str, int]:
-    """Length of each training record's gold completion, its end of turn included."""
-    golds = {record.id: gold_completion(record, gold_rewards(config.rewards)) for record in corpus.split("train")}
-    return {i: len(tokenizer(gold, add_special_tokens=False)["input_ids"]) + 1 for i, gold in golds.items()}
+def _completion_tokens(completions: Mapping[str, str], tokenizer: Any) -> dict[str, int]:
+    """Length of each completion, its end of turn included."""
+    return {i: len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for i, text in completions.items()}
 
 
 def _drop_long(
@@ -194,14 +195,15 @@ def _summary(
     }
 
 
-def _save(records: Sequence[Record], directory: Path, with_gold: bool, config: RunConfig) -> None:
+def _save(records: Sequence[Record], golds: Mapping[str, str], directory: Path) -> None:
+    """Store records, each with its gold completion if it has one."""
     import datasets
 
     rows = [
         {
             "record_id": record.id,
             "prompt": render_prompt(record),
-            "completion": gold_completion(record, gold_rewards(config.rewards)) if with_gold else "",
+            "completion": golds.get(record.id, ""),
             "verdict": record.verdict,
             "record": record.model_dump_json(),
         }

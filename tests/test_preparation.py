@@ -186,10 +186,10 @@ def test_full_disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(home).model_copy(update={"runs_dir": home / "full"})
     save = preparation._save
 
-    def full(records: Any, directory: Path, **options: Any) -> None:
+    def full(records: Any, golds: Any, directory: Path) -> None:
         if directory.name == "dev":
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(records, directory, **options)
+        save(records, golds, directory)
 
     monkeypatch.setattr(preparation, "_save", full)
     with pytest.raises(InputError, match=f"no space left on the disk of {home}"):

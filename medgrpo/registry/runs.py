@@ -49,10 +49,9 @@ def open_run(config: RunConfig, train_dir: Path, tags: Mapping[str, str]) -> str
     client = connect(config)
     with plain_errors(resolve_mlflow_uri(config)), http_timeout(CALL_SECONDS):
         experiment = experiment_id(client, config)
-        origin = _origin(train_dir)
         run = known_run(client, config, train_dir, experiment)
         if run is None:
-            run_id = create_run(client, config, experiment, {**origin, **tags})
+            run_id = create_run(client, config, experiment, {**_origin(train_dir), **tags})
             _name_run(config, train_dir, run_id)
             return run_id
         client.update_run(run.info.run_id, status="RUNNING")
