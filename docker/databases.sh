@@ -1,5 +1,5 @@
 #!/bin/sh
-# Run once by the PostgreSQL image, on an empty data directory: a role and its databases for Prefect and for MLflow.
+# Run once by the PostgreSQL image, on an empty data directory: a role and its databases for each who needs some.
 set -eu
 
 create() { # role, databases ...
@@ -23,3 +23,7 @@ run_sql() {
 
 create prefect prefect
 create mlflow mlflow mlflow_auth
+# Without containers, sweeps share this server; in containers they have one of their own, and no password here.
+if [ -f "${SECRETS_DIRECTORY:-/run/secrets}/sweeps_database_password" ]; then
+  create sweeps sweeps
+fi

@@ -35,6 +35,7 @@ from services import Started, free_port, postgres, start, stop, wait_for
 
 import medgrpo
 from deployments import DEPLOYMENTS
+from medgrpo.sweep.study import STORAGE_VARIABLE
 
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
@@ -153,6 +154,20 @@ def test_databases_are_out_of_the_workers_reach() -> None:
     assert COMPOSE["networks"]["data"] == {"internal": True}
     inside = {name for name, service in SERVICES.items() if "data" in service["networks"]}
     assert inside == {"postgres", "valkey", "prefect-server", "prefect-services", "mlflow"}
+
+
+def test_sweeps_have_a_database_of_their_own() -> None:
+    """The worker of the pool that sweeps run in reaches it, alone, with its password, and its image has the driver."""
+    assert COMPOSE["networks"]["sweeps"] == {"internal": True}
+    [sweep] = [deployment for deployment in DEPLOYMENTS if deployment.name == "sweep-medgrpo"]
+    worker = f"worker-{sweep.work_pool}"
+    assert {name for name, service in SERVICES.items() if "sweeps" in service["networks"]} == {"sweeps", worker}
+    storage = _environment(worker)["MEDGRPO_SWEEP_STORAGE"]
+    assert storage == "postgresql+psycopg://sweeps@sweeps:5432/sweeps"
+    assert SERVICES["sweeps"]["environment"]["POSTGRES_USER"] == "sweeps", "whose database has its name"
+    [password] = SERVICES["sweeps"]["secrets"]
+    assert {"source": password, "target": "PGPASSWORD"} in SERVICES[worker]["secrets"]
+    assert "pins.py requirements pyproject.toml server >>" in _stages()["build-cpu"]
 
 
 def test_secrets_are_files_outside_the_repository() -> None:
@@ -465,9 +480,9 @@ def test_every_setting_exists(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     prefix = RedisMessagingSettings.model_config["env_prefix"]
     read |= {f"{prefix}{field}".upper() for field in RedisMessagingSettings.model_fields}
     read |= {variable for variable in environment if hasattr(mlflow.environment_variables, variable)}
-    # PostgreSQL's image, PostgreSQL's client library, huggingface_hub, and `python -m deployments`.
-    read |= {"POSTGRES_PASSWORD_FILE", "POSTGRES_INITDB_ARGS", "PGPASSWORD", "HF_TOKEN"}
-    read |= {"MEDGRPO_T4S", "MEDGRPO_NOTIFY"}
+    # PostgreSQL's image, PostgreSQL's client library, huggingface_hub, `python -m deployments`, and sweeps.
+    read |= {"POSTGRES_USER", "POSTGRES_PASSWORD_FILE", "POSTGRES_INITDB_ARGS", "PGPASSWORD", "HF_TOKEN"}
+    read |= {"MEDGRPO_T4S", "MEDGRPO_NOTIFY", STORAGE_VARIABLE}
     assert environment.keys() - read == set()
 
 
@@ -604,25 +619,32 @@ def test_backup_is_restored_as_the_readme_says(database: str, tmp_path: Path) ->
     page = (DOCKER / "README.md").read_text(encoding="utf-8").partition("## Back up and restore")[2]
     backup, restore = re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
     (tmp_path / "artifacts").mkdir()
+    roles = {"postgres": "postgres_password"} | {role: f"{role}_database_password" for role in ("mlflow", "sweeps")}
+    lines = [f"*:*:*:{role}:{PASSWORDS[name]}\n" for role, name in roles.items()]
+    (tmp_path / "passwords").write_text("".join(lines))
+    (tmp_path / "passwords").chmod(0o600)
     # What a service runs, without the containers: `up` has nothing to start.
     (tmp_path / "compose").write_text('[ "$1" = up ] || { shift 3; exec "$@"; }\n')
 
     def run(commands: str, role: str = "postgres") -> None:
         places = dict(zip(("PGHOST", "PGPORT"), database.split(":"), strict=True))
-        login = {"PGUSER": role, "PGPASSWORD": PASSWORDS[f"{role}{'' if role == 'postgres' else '_database'}_password"]}
+        login = {"PGUSER": role, "PGPASSFILE": str(tmp_path / "passwords")}
         path = f"{sorted(Path('/usr/lib/postgresql').glob('*/bin'))[-1]}:{os.environ['PATH']}"
         here = commands.replace("docker compose --file docker/compose.yaml", "sh compose")
         here = here.replace("/var/lib/mlflow", str(tmp_path))
         environment = {"PATH": path, "compose": "sh compose", **places, **login}
         subprocess.run(["bash", "-euc", here], env=environment, cwd=tmp_path, check=True, timeout=120)
 
-    run("psql -q -d mlflow -c 'CREATE TABLE kept AS SELECT 42 AS answer'", role="mlflow")
+    for role in ("mlflow", "sweeps"):
+        run(f"psql -q -d {role} -c 'CREATE TABLE kept AS SELECT 42 AS answer'", role)
     (tmp_path / "artifacts/model").write_text("weights")
     run(backup)
-    run("psql -q -d mlflow -c 'DROP TABLE kept'", role="mlflow")
+    for role in ("mlflow", "sweeps"):
+        run(f"psql -q -d {role} -c 'DROP TABLE kept'", role)
     (tmp_path / "artifacts/model").unlink()
     run(restore)
-    run("psql -q -d mlflow -c 'ALTER TABLE kept ADD CHECK (answer = 42)' -c 'DROP TABLE kept'", role="mlflow")
+    for role in ("mlflow", "sweeps"):
+        run(f"psql -q -d {role} -c 'ALTER TABLE kept ADD CHECK (answer = 42)' -c 'DROP TABLE kept'", role)
     assert (tmp_path / "artifacts/model").read_text() == "weights"
 
 

@@ -24,7 +24,9 @@ import psutil
 import pytest
 from services import Started, free_port, postgres, start, stop, wait_for
 
+from medgrpo.config import load_config
 from medgrpo.manifests import describe
+from medgrpo.sweep.study import STORAGE_VARIABLE, open_study
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
@@ -309,10 +311,19 @@ def _known(home: Path) -> dict[str, Any]:
     }
 
 
+def _sweep(home: Path) -> str:
+    """Identity of a sweep's study in the database that the workers are told of: a new one, or what is there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGPASSFILE", str(home / ".pgpass"))
+        patch.setenv(STORAGE_VARIABLE, _settings(home)[STORAGE_VARIABLE])
+        with open_study(load_config("demo", [f"runs_dir={home / 'sweeps'}"])) as study:
+            return study.id
+
+
 def _destroy(home: Path, machine: dict[str, str]) -> None:
     """What a lost host takes along: databases, roles, passwords, settings, artifacts and runs."""
-    statements = [f"DROP DATABASE {name}" for name in ("prefect", "mlflow", "mlflow_auth")]
-    statements += [f"DROP ROLE {name}" for name in ("prefect", "mlflow")]
+    statements = [f"DROP DATABASE {name}" for name in ("prefect", "mlflow", "mlflow_auth", "sweeps")]
+    statements += [f"DROP ROLE {name}" for name in ("prefect", "mlflow", "sweeps")]
     command = ["psql", "--quiet", "--dbname=postgres", *(f"--command={statement}" for statement in statements)]
     subprocess.run(command, env=machine, check=True, timeout=60)
     for name in ("secrets", "settings", "mlflow", ".prefect", "medgrpo/runs"):
@@ -396,6 +407,7 @@ def test_from_an_empty_machine_to_a_run_and_back_from_a_backup(home: Path, machi
         assert known["versions"].keys() == {"medgrpo-smoke-synthetic/1"}
         [digest] = known["versions"].values()
         assert digest[:12] in printed
+        sweep = _sweep(home)
         shell.run(_the(upgrade, "work-pool pause"))
         waiting = _start_cached_run(home)
         shell.run(backup[0])
@@ -407,6 +419,7 @@ def test_from_an_empty_machine_to_a_run_and_back_from_a_backup(home: Path, machi
     try:
         shell.run(backup[1])
         assert describe(home / "mlflow/artifacts").sha256 == artifacts
+        assert _sweep(home) == sweep
         shell.run(_without(_the(upgrade, "mlflow db upgrade"), PULL))
     finally:
         shell.end()

@@ -82,12 +82,12 @@ def _problem(target: Target) -> str:
     return " ".join(dict.fromkeys([*target.record.contexts, target.record.question]))
 
 
-def _of_another(target: Target, ending: str) -> str | None:
+def _of_another(target: Target, thought: str) -> str | None:
     """Another problem's solution; None where it comes out the same, for then it may hold of this one's numbers too."""
     claimed = equations(target.stranger)
     if claimed and any(abs(value - _answer(target)) < 1 for value in claimed[-1].made):
         return None
-    return target.answer(f"{_ENDING.sub('', target.stranger)}{ending}")
+    return target.answer(thought)
 
 
 def _off_by_power(target: Target) -> str | None:
@@ -167,8 +167,11 @@ ATTACKS: Mapping[str, Attack] = {
     "last equation gives another number": _other_result,
     "pasted problem": lambda t: t.answer(_problem(t)),
     "pasted problem with the answer": lambda t: t.answer(f"{_problem(t)} So the answer is {t.right}."),
-    "solution of another problem": lambda t: _of_another(t, ""),
-    "solution of another problem with the answer": lambda t: _of_another(t, f" So the answer is {t.right}."),
+    "another record's thought": lambda t: _of_another(t, t.stranger),
+    "solution of another problem": lambda t: _of_another(t, _ENDING.sub("", t.stranger)),
+    "solution of another problem with the answer": lambda t: _of_another(
+        t, f"{_ENDING.sub('', t.stranger)} So the answer is {t.right}."
+    ),
     "answer alone in the thought": lambda t: t.answer(f"So the answer is {t.right}."),
 }
 """Kinds of attack by name."""

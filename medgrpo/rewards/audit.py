@@ -151,8 +151,9 @@ def _attack(target: Target, gold: float, config: RewardConfig) -> Iterator[tuple
 
 
 def attacks_on(record: Record) -> Mapping[str, Attack]:
-    """Every kind of attack on the answers of a record's domain, its own first."""
-    return {**domains.get(record.domain).attacks, **FORM_ATTACKS}
+    """Every kind of attack on the answers of a record's domain, its own first and instead of others of their name."""
+    own = domains.get(record.domain).attacks
+    return {**own, **{kind: attack for kind, attack in FORM_ATTACKS.items() if kind not in own}}
 
 
 def _parse(record: Record, text: str) -> Completion:

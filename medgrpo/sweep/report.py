@@ -9,7 +9,6 @@ from medgrpo.manifests import write_json
 from medgrpo.provenance import environment, git_commit
 from medgrpo.sweep.plots import save_plots
 from medgrpo.sweep.selection import Choice, choose, pareto
-from medgrpo.sweep.space import with_values
 from medgrpo.sweep.study import Study
 from medgrpo.sweep.trials import LABELS, OBJECTIVES, Trial
 
@@ -26,7 +25,7 @@ def decide(study: Study, config: RunConfig) -> tuple[Choice, RunConfig]:
     choice = choose(study.trials(), config.gate)
     study.chosen = choice.trial.number
     changes = {"name": f"{study.name}-chosen", "sweep": type(config.sweep)()}
-    return choice, with_values(config, choice.trial.values).model_copy(update=changes)
+    return choice, study.with_values(choice.trial.values).model_copy(update=changes)
 
 
 def write_summary(

@@ -7,7 +7,7 @@ heartbeats are of no use here, as they would need the process that trains to be 
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -18,6 +18,7 @@ from medgrpo.manifests import locked
 from medgrpo.provenance import fingerprint
 from medgrpo.registry.connection import public_uri
 from medgrpo.runs import check_name
+from medgrpo.starting import find
 from medgrpo.sweep.pruning import bar
 from medgrpo.sweep.settings import TrialConfig
 from medgrpo.sweep.space import distributions, own_values, read_space, suggest, with_values
@@ -186,6 +187,24 @@ class Study:
         else:
             self._study.tell(number, state=states[result.state])
 
+    def with_values(self, values: Mapping[str, Any]) -> RunConfig:
+        """The profile with a trial's values, from the version that an alias in `policy.start_from` named at first.
+
+        An alias may move meanwhile, and trials from different adapters could not be compared.
+
+        Raises:
+            InputError: the values do not fit together, or there is no such version.
+            ServiceUnreachable: MLflow does not answer.
+        """
+        varied = with_values(self._config, values)
+        named = varied.policy.start_from or ""
+        if not named.startswith("models:/") or "@" not in named:
+            return varied
+        if named not in self._study.user_attrs:
+            self._study.set_user_attr(named, find(varied).name)
+        policy = varied.policy.model_copy(update={"start_from": self._study.user_attrs[named]})
+        return varied.model_copy(update={"policy": policy})
+
     def importances(self) -> dict[str, dict[str, float]]:
         """Objective -> setting -> share of the objective's variance that the setting explains (fANOVA).
 
@@ -227,7 +246,7 @@ class Study:
     def _trial_config(self, number: int, values: dict[str, Any]) -> RunConfig:
         """The run of a trial: the profile with its values, evaluated on dev, without what only a candidate needs."""
         base, sweep = self._config, self._config.sweep
-        varied = with_values(base, values)
+        varied = self.with_values(values)
         bar = self._bar(varied.grpo.steps)
         trial = TrialConfig(sweep=self.id, study=self.name, number=number, parent=self.parent, bar=bar)
         judged = {"split": "dev", "cases": sweep.cases, "probes": False, "samples": 0}

@@ -7,6 +7,7 @@ Problems here are invented. Tests on the published data run where MEDGRPO_GSM8K 
 import json
 import os
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,6 +26,7 @@ from medgrpo.preparation import load_records, prepare
 from medgrpo.records import Corpus, Record
 from medgrpo.rewards import score_completion
 from medgrpo.rewards.attacks import Target
+from medgrpo.rewards.audit import attacks_on
 from medgrpo.testing import tiny_config
 
 CONFIG = RewardConfig()
@@ -306,6 +308,16 @@ def test_every_attack_applies_somewhere(records: list[Record]) -> None:
     """Each kind of attack finds something to attack among five problems."""
     stranger = gold_thought(records[0], CONFIG)
     assert all(any(attack(target(record, stranger)) for record in records[1:]) for attack in ATTACKS.values())
+
+
+def test_a_solution_that_comes_out_the_same_is_no_attack(records: list[Record]) -> None:
+    """Another problem's solution is tried where it gives another number: elsewhere it may hold of this problem too."""
+    record = records[0]
+    kinds = [kind for kind in ATTACKS if "another record" in kind or "another problem" in kind]
+    assert len(kinds) == 3
+    for made, tried in ((Fraction(record.verdict), False), (Fraction(record.verdict) + 1, True)):
+        stranger = f"{made - 1} + 1 = {made}. So the answer is {made}."
+        assert [attacks_on(record)[kind](target(record, stranger)) is not None for kind in kinds] == [tried] * 3
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from services import Started, start, stop, wait_for
+from services import Started, kill, start, stop, wait_for
 
 from flows.sweep_medgrpo import sweep_medgrpo
 from flows.train_medgrpo import train_medgrpo
@@ -244,7 +244,8 @@ def pool(tmp_path: Path) -> Iterator[Callable[[int], str]]:
                 command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", name, "--limit", "1"]
                 log = tmp_path / f"{name}-{number}.log"
                 worker = start(command, log, environment, tmp_path)
-                after.callback(stop, worker)
+                # Its runs are over by then, and told to stop it can take its time.
+                after.callback(kill, worker)
                 wait_for(lambda log=log: "started!" in log.read_text(), worker)
             return f"sleeping/{name}"
 

@@ -10,8 +10,10 @@ from services import postgres
 from medgrpo.config import RunConfig
 from medgrpo.errors import InputError, ServiceUnreachable
 from medgrpo.sweep import study as module
+from medgrpo.sweep.report import decide
 from medgrpo.sweep.study import open_study, resolve_storage, study_name
 from medgrpo.sweep.trials import Result
+from medgrpo.testing import tiny_version
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +61,30 @@ def test_a_trial_is_judged_on_dev_and_registers_nothing(sweep_config: Callable[.
         assert run.trial
         assert (run.trial.study, run.trial.number, run.trial.parent) == (study.name, 1, "run-7")
         assert run.sweep.space is None
+
+
+def test_trials_start_from_one_version(sweep_config: Callable[..., RunConfig]) -> None:
+    """An alias is looked up once: moved to another version in the middle, trials and the chosen one start as before."""
+    config = sweep_config({"policy": {"start_from": "models:/medgrpo-synthetic@candidate"}})
+    first = tiny_version(config)
+    with open_study(config) as study:
+        started = [study.ask()]
+        study.tell(0, _finish(0))
+    tiny_version(config, weights="2")
+    with open_study(config) as study:
+        started.append(study.ask())
+        _, chosen = decide(study, config)
+    expected = f"models:/medgrpo-synthetic/{first}"
+    assert [proposal and proposal.config and proposal.config.policy.start_from for proposal in started] == [
+        expected
+    ] * 2
+    assert chosen.policy.start_from == expected
+    unknown = sweep_config({"name": "other", "policy": {"start_from": "models:/medgrpo-synthetic@none"}})
+    with open_study(unknown) as study:
+        proposal = study.ask()
+        assert proposal
+        assert proposal.config is None
+        assert "none" in proposal.problem
 
 
 def test_the_same_seed_tries_the_same(tmp_path: Path, sweep_config: Callable[..., RunConfig]) -> None:
