@@ -5,9 +5,9 @@
 
 Each round is a run of the flow as a user starts it (a process with Prefect's temporary server), and the flow again with
 everything cached. The work is timed inside of the flow: the stages' own functions, without what these spend in telling
-the flow of their progress. Starting Python and importing Prefect is part of what orchestration costs. With `--by-hand`
-the same stages are also called one after another in a process of their own; of two long trainings one takes so much
-longer by chance that their difference says nothing of orchestration.
+the flow of their progress, though the training goes on meanwhile. Starting Python and importing Prefect is part of what
+orchestration costs. With `--by-hand` the same stages are also called one after another in a process of their own; of
+two long trainings one takes so much longer by chance that their difference says nothing of orchestration.
 """
 
 import argparse

@@ -74,6 +74,19 @@ def find(config: RunConfig) -> Source:
     raise InputError(f"policy.start_from {directory} is neither a run nor an adapter: no {SETTINGS_FILE}. {CHOICES}.")
 
 
+def pinned(config: RunConfig) -> str | None:
+    """What `policy.start_from` names, by a name that does not move: an alias's version, the run that a link leads to.
+
+    Raises:
+        ServiceUnreachable, InputError: as `find`.
+    """
+    named = config.policy.start_from
+    if named is None:
+        return None
+    source = find(config)
+    return source.name if source.directory is None else str(_directory(config, named).resolve())
+
+
 def fetch(config: RunConfig, source: Source, directory: Path) -> None:
     """Copy an adapter into a directory, and write what is known of it.
 

@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile("suite", deadline=None)
     settings.load_profile("suite")
     home = config.stash[HOME] = Path(tempfile.mkdtemp(prefix="medgrpo-tests-"))
-    foreign = ("PREFECT_", "MLFLOW_", "MEDGRPO_CACHE", "MEDGRPO_PARENT")
+    foreign = ("PREFECT_", "MLFLOW_", "MEDGRPO_CACHE", "MEDGRPO_PARENT", "MEDGRPO_SWEEP")
     for name in [name for name in os.environ if name.startswith(foreign)]:
         del os.environ[name]
     os.environ |= {

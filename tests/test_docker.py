@@ -427,8 +427,11 @@ def test_secrets_are_made_as_the_readme_says(tmp_path: Path) -> None:
     """The page's own commands make every secret that is always needed, each its own, in a closed directory."""
     page = (DOCKER / "README.md").read_text(encoding="utf-8")
     commands = page.partition("```bash\n")[2].partition("docker compose")[0]
-    subprocess.run(["bash", "-euc", commands], env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)}, check=True)
-    directory = tmp_path / ".config/medgrpo/secrets"
+    directory, made = tmp_path / ".config/medgrpo/secrets", []
+    for _ in range(2):
+        subprocess.run(["bash", "-euc", commands], env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)}, check=True)
+        made.append({file.name: file.read_text() for file in directory.iterdir()})
+    assert made[0] == made[1], "run again, for an upgrade, they keep what is there"
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     files = list(directory.iterdir())
     assert {file.name for file in files} == COMPOSE["secrets"].keys() - {"hf_token"}

@@ -41,7 +41,7 @@ class Domain:
         evidence: (thought, contexts, question) -> what the thought cites, and what of it is unsupported.
         disagrees: (thought, answer, question) -> whether the thought concludes another answer.
         other: a wrong answer of the same form, for the audit.
-        attacks: the domain's own, beside those on form that every domain is tried with.
+        attacks: the domain's own, beside those on form that every domain is tried with, or instead of one of that name.
         form: how answers are written and read.
         card: for the model card: {intended_use, limitations, data}, a paragraph each.
         references: published results that reports show beside the models', as `evaluation.compare` describes them.

@@ -23,9 +23,10 @@ def decide(study: Study, config: RunConfig) -> tuple[Choice, RunConfig]:
         InputError: no trial was completed.
     """
     choice = choose(study.trials(), config.gate)
-    study.chosen = choice.trial.number
     changes = {"name": f"{study.name}-chosen", "sweep": type(config.sweep)()}
-    return choice, study.with_values(choice.trial.values).model_copy(update=changes)
+    chosen = study.with_values(choice.trial.values).model_copy(update=changes)
+    study.chosen = choice.trial.number
+    return choice, chosen
 
 
 def write_summary(

@@ -7,8 +7,10 @@ heartbeats are of no use here, as they would need the process that trains to be 
 
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -18,7 +20,7 @@ from medgrpo.manifests import locked
 from medgrpo.provenance import fingerprint
 from medgrpo.registry.connection import public_uri
 from medgrpo.runs import check_name
-from medgrpo.starting import find
+from medgrpo.starting import pinned
 from medgrpo.sweep.pruning import bar
 from medgrpo.sweep.settings import TrialConfig
 from medgrpo.sweep.space import distributions, own_values, read_space, suggest, with_values
@@ -34,6 +36,8 @@ BUSY_SECONDS = 60
 STARTUP_TRIALS = 8
 """Trials that are drawn at random before the sampler learns from them."""
 SETTINGS, RESULT, CHOSEN, PARENT, IDENTITY = "settings", "result", "chosen", "parent", "identity"
+STARTS = "starts"
+"""Each `policy.start_from` of the space -> the same by a name that does not move."""
 _FREE = {"profile", "name", "runs_dir", "tracking", "sweep", "trial", "training_timeout_minutes", "retrain"}
 """Settings that decide nothing which trials are compared by."""
 
@@ -45,8 +49,11 @@ def study_name(config: RunConfig) -> str:
 
 def resolve_storage(config: RunConfig) -> str:
     """The database URL of the study: the setting, else MEDGRPO_SWEEP_STORAGE, else SQLite in the runs directory."""
-    default = f"sqlite:///{config.runs_dir.absolute() / DATABASE_FILE}"
-    return config.sweep.storage or os.environ.get(STORAGE_VARIABLE) or default
+    return config.sweep.storage or os.environ.get(STORAGE_VARIABLE) or f"sqlite:///{_default_file(config)}"
+
+
+def _default_file(config: RunConfig) -> Path:
+    return config.runs_dir.absolute() / DATABASE_FILE
 
 
 @contextmanager
@@ -54,9 +61,9 @@ def open_study(config: RunConfig) -> Iterator["Study"]:
     """The study of a sweep, made or found again, for this process alone.
 
     Raises:
-        InputError: there is no space or a bad one, another process has the study open, the database cannot be used, or
-            the study was begun with other settings.
-        ServiceUnreachable: the database does not answer.
+        InputError: there is no space or a bad one, another process has the study open, the database cannot be used, the
+            study was begun with other settings or in another database, or trials cannot start from what is named.
+        ServiceUnreachable: the database does not answer, now or later, or MLflow does not.
     """
     space, name = read_space(config), study_name(config)
     check_name(name)
@@ -68,12 +75,30 @@ def open_study(config: RunConfig) -> Iterator["Study"]:
                 "another name."
             )
         with _storage(resolve_storage(config)) as storage:
+            _check_place(config, name, storage)
             yield Study(config, name, space, storage)
+
+
+def _check_place(config: RunConfig, name: str, storage: "optuna.storages.RDBStorage") -> None:
+    """Refuse to begin a study anew that lies in the runs directory: what it has tried and chosen would not count."""
+    from optuna import get_all_study_names
+
+    default, url = _default_file(config), resolve_storage(config)
+    if url == f"sqlite:///{default}" or not default.is_file() or name in get_all_study_names(storage):
+        return
+    with closing(sqlite3.connect(f"{default.as_uri()}?mode=ro", uri=True)) as database, suppress(sqlite3.DatabaseError):
+        if database.execute("SELECT 1 FROM studies WHERE study_name = ?", [name]).fetchone():
+            raise InputError(
+                f"sweep {name} was begun in {default}, and would begin anew in {_public(url)}, which sweep.storage or "
+                f"{STORAGE_VARIABLE} names. Go on with it where it is (--set sweep.storage=sqlite:///{default}), or "
+                "set another name."
+            )
 
 
 @contextmanager
 def _storage(url: str) -> "Iterator[optuna.storages.RDBStorage]":
     import optuna
+    from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import ArgumentError, DatabaseError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -87,6 +112,11 @@ def _storage(url: str) -> "Iterator[optuna.storages.RDBStorage]":
         raise ServiceUnreachable(f"the database {_public(url)} did not answer ({error.orig}). {advice}") from error
     try:
         yield storage
+    except (DatabaseError, StorageInternalError) as error:
+        cause = error.orig if isinstance(error, DatabaseError) else error.__cause__ or error
+        raise ServiceUnreachable(
+            f"the database {_public(url)} did not answer ({cause}). Run the sweep again: it goes on where it was."
+        ) from error
     finally:
         storage.remove_session()
         storage.engine.dispose()
@@ -123,6 +153,7 @@ class Study:
             storage=storage, study_name=name, directions=list(OBJECTIVES.values()), load_if_exists=True
         )
         self._check_settings()
+        self._pin_starts()
         own = own_values(config, space)
         if own and not self._study.get_trials(deepcopy=False):
             self._study.enqueue_trial(own)
@@ -188,22 +219,14 @@ class Study:
             self._study.tell(number, state=states[result.state])
 
     def with_values(self, values: Mapping[str, Any]) -> RunConfig:
-        """The profile with a trial's values, from the version that an alias in `policy.start_from` named at first.
-
-        An alias may move meanwhile, and trials from different adapters could not be compared.
+        """The profile with a trial's values, starting from what `policy.start_from` named when the study was begun.
 
         Raises:
-            InputError: the values do not fit together, or there is no such version.
-            ServiceUnreachable: MLflow does not answer.
+            InputError: the values do not fit together.
         """
         varied = with_values(self._config, values)
-        named = varied.policy.start_from or ""
-        if not named.startswith("models:/") or "@" not in named:
-            return varied
-        if named not in self._study.user_attrs:
-            self._study.set_user_attr(named, find(varied).name)
-        policy = varied.policy.model_copy(update={"start_from": self._study.user_attrs[named]})
-        return varied.model_copy(update={"policy": policy})
+        start = self._study.user_attrs[STARTS].get(varied.policy.start_from)
+        return varied.model_copy(update={"policy": varied.policy.model_copy(update={"start_from": start})})
 
     def importances(self) -> dict[str, dict[str, float]]:
         """Objective -> setting -> share of the objective's variance that the setting explains (fANOVA).
@@ -271,6 +294,16 @@ class Study:
         # Neighbouring seeds may begin alike, so they are scattered.
         seed = int(fingerprint([self._config.sweep.seed, number])[:8], 16)
         return TPESampler(n_startup_trials=STARTUP_TRIALS, seed=seed)
+
+    def _pin_starts(self) -> None:
+        """Look up what trials start from, once: aliases move, and trials from different adapters do not compare."""
+        if STARTS in self._study.user_attrs:
+            return
+        config, choices = self._config, self._space.get("policy.start_from", ())
+        names = {config.policy.start_from, *(choices if isinstance(choices, tuple) else ())} - {None}
+        policies = {name: config.policy.model_copy(update={"start_from": name}) for name in names}
+        starts = {name: pinned(config.model_copy(update={"policy": policy})) for name, policy in policies.items()}
+        self._study.set_user_attr(STARTS, starts)
 
     def _check_settings(self) -> None:
         """Refuse to go on with other settings than those that the study was begun with."""

@@ -9,13 +9,14 @@ from random import Random
 
 import pytest
 
+from medgrpo import domains
 from medgrpo.completions import parse_completion, render_completion
 from medgrpo.config import RewardConfig
 from medgrpo.domains import pubmedqa, synthetic
 from medgrpo.prompts import gold_completion
 from medgrpo.records import Record
 from medgrpo.rewards import score_completion
-from medgrpo.rewards.attacks import AT_THE_CAP, Target
+from medgrpo.rewards.attacks import AT_THE_CAP, FORM_ATTACKS, Target
 from medgrpo.rewards.audit import AuditReport, attacks_on, audit
 from medgrpo.testing import tiny_record
 
@@ -63,6 +64,14 @@ def test_there_are_attacks_of_every_sort() -> None:
     assert len(made) >= 25
     assert [kind for kind, text in made.items() if text == gold_completion(record)] == list(AT_THE_CAP)
     assert made == {kind: attack(target(record)) for kind, attack in attacks_on(record).items()}
+
+
+def test_attacks_on_form_give_way_by_intention_only() -> None:
+    """A domain's own attack stands instead of one on form of its name; that is meant where this says so."""
+    replaced = {name: sorted(domains.get(name).attacks.keys() & FORM_ATTACKS.keys()) for name in domains.names()}
+    assert {name: kinds for name, kinds in replaced.items() if kinds} == {
+        "gsm8k": ["another record's thought", "two answers"]
+    }
 
 
 @pytest.mark.parametrize("kind", ["praise", "another language", "parroted instructions"])

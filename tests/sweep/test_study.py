@@ -9,6 +9,7 @@ from services import postgres
 
 from medgrpo.config import RunConfig
 from medgrpo.errors import InputError, ServiceUnreachable
+from medgrpo.manifests import write_json
 from medgrpo.sweep import study as module
 from medgrpo.sweep.report import decide
 from medgrpo.sweep.study import open_study, resolve_storage, study_name
@@ -79,12 +80,37 @@ def test_trials_start_from_one_version(sweep_config: Callable[..., RunConfig]) -
         expected
     ] * 2
     assert chosen.policy.start_from == expected
-    unknown = sweep_config({"name": "other", "policy": {"start_from": "models:/medgrpo-synthetic@none"}})
-    with open_study(unknown) as study:
+
+
+def test_a_start_that_is_not_there_costs_no_trial(sweep_config: Callable[..., RunConfig]) -> None:
+    """The sweep ends with a sentence before its first trial; once there is such a version, the same sweep begins."""
+    config = sweep_config({"name": "early", "policy": {"start_from": "models:/medgrpo-synthetic@candidate"}})
+    with pytest.raises(InputError, match="medgrpo-synthetic"), open_study(config):
+        pass
+    tiny_version(config)
+    with open_study(config) as study:
+        assert study.trials() == []
+
+
+def test_a_link_to_a_run_is_followed_once(sweep_config: Callable[..., RunConfig]) -> None:
+    """runs/latest leads to each run that trained, trials included: all start from the one that it led to at first."""
+    config = sweep_config({"policy": {"start_from": "runs/latest"}})
+    for name in ("first", "second"):
+        run = config.runs_dir / name
+        write_json(run / "config.json", {"policy": {"base": "tiny"}})
+        write_json(run / "train" / "training.json", {})
+        write_json(run / "train" / "grpo" / "adapter" / "adapter_config.json", {})
+        (run / "train" / "grpo" / "adapter" / "adapter_model.safetensors").write_bytes(b"")
+    latest = config.runs_dir / "latest"
+    latest.symlink_to("first")
+    with open_study(config):
+        latest.unlink()
+        latest.symlink_to("second")
+    with open_study(config) as study:
         proposal = study.ask()
         assert proposal
-        assert proposal.config is None
-        assert "none" in proposal.problem
+        assert proposal.config
+        assert proposal.config.policy.start_from == str(config.runs_dir / "first")
 
 
 def test_the_same_seed_tries_the_same(tmp_path: Path, sweep_config: Callable[..., RunConfig]) -> None:
@@ -232,6 +258,34 @@ def test_the_database_may_be_postgresql(sweep_config: Callable[..., RunConfig]) 
         config = sweep_config(storage=f"postgresql+psycopg://postgres@/postgres?{place}")
         _drain(config, until=2)
         assert _drain(config) == _drain(sweep_config())
+
+
+def test_a_study_is_not_begun_twice(sweep_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """One that lies in the runs directory goes on there: another database is refused, for a new name it is taken."""
+    elsewhere = f"sqlite:///{tmp_path / 'else.db'}"
+    _drain(sweep_config({"name": "begun"}), until=1)
+    with pytest.raises(InputError, match=r"begun was begun in .*sweeps.db, and would begin anew in sqlite:.*else.db"):
+        _drain(sweep_config({"name": "begun"}, storage=elsewhere))
+    assert len(_drain(sweep_config({"name": "new"}, storage=elsewhere), until=1)) == 1
+
+
+def test_a_database_that_goes_away_is_a_sentence(sweep_config: Callable[..., RunConfig]) -> None:
+    """In the middle of a sweep, too; run again, it goes on where it was."""
+    with postgres({}) as server:
+        place = f"host={server.directory}&port={server.port}&client_encoding=utf8"
+        config = sweep_config(storage=f"postgresql+psycopg://postgres@/postgres?{place}")
+
+        def lose() -> None:
+            with open_study(config) as study:
+                study.ask()
+                server.stop()
+                study.tell(0, _finish(0))
+
+        with pytest.raises(ServiceUnreachable, match=r"did not answer .*goes on where it was"):
+            lose()
+        server.start()
+        with open_study(config) as study:
+            assert [proposal.number for proposal in study.interrupted()] == [0]
 
 
 def test_a_study_is_not_its_name(sweep_config: Callable[..., RunConfig]) -> None:
