@@ -43,7 +43,7 @@ def code_version(*modules: str) -> str:
         path = _source(name)
         if path and name not in sources:
             sources[name] = path.read_text(encoding="utf-8")
-            waiting += _imports(sources[name])
+            waiting += _known_imports(sources[name], PACKAGE.name)
     return fingerprint(sources)
 
 
@@ -77,6 +77,12 @@ def _source(module: str) -> Path | None:
         if path.is_file():
             return path
     return None
+
+
+@cache
+def _known_imports(source: str, package: str) -> tuple[str, ...]:
+    """What a source imports, read once in a process: stages have most of their modules in common."""
+    return tuple(_imports(source))
 
 
 def _imports(source: str) -> list[str]:

@@ -1,13 +1,16 @@
 """What tests share: a home of its own for Prefect, so that the developer's stays untouched, servers and stores."""
 
+import compileall
 import gc
 import os
 import random
 import shutil
+import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,9 @@ from medgrpo.resources import LEDGER
 from medgrpo.testing import tiny_record
 
 HOME = pytest.StashKey[Path]()
+FROZEN = pytest.StashKey[int]()
+"""How many modules there were when what imports had left was last taken out of garbage collections."""
+MANY_MODULES = 100
 CHECKS = [
     {"name": "better than base", "outcome": "pass", "reason": "It is better.", "measured": 0.1, "threshold": 0.0},
     {"name": "no leaks", "outcome": "pass", "reason": "None was found.", "measured": 0, "threshold": None},
@@ -33,6 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # How long an example takes says nothing where test processes share two cores.
     settings.register_profile("suite", deadline=None)
     settings.load_profile("suite")
+    if not hasattr(config, "workerinput"):
+        _compile_once()
     home = config.stash[HOME] = Path(tempfile.mkdtemp(prefix="medgrpo-tests-"))
     foreign = ("PREFECT_", "MLFLOW_", "MEDGRPO_CACHE", "MEDGRPO_PARENT", "MEDGRPO_SWEEP")
     for name in [name for name in os.environ if name.startswith(foreign)]:
@@ -64,6 +72,12 @@ def _one_authority(home: Path) -> Path:
     return home / "authority.pem"
 
 
+def _compile_once() -> None:
+    """Compile the project: where Python may write no bytecode, each process that a test starts would do it anew."""
+    for package in ("medgrpo", "tasks", "flows", "deployments", "benchmarks"):
+        compileall.compile_dir(Path(__file__).parents[1] / package, quiet=2)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove that home."""
     shutil.rmtree(config.stash[HOME], ignore_errors=True)
@@ -75,10 +89,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in services)
 
 
-def pytest_collection_finish() -> None:
-    """Keep what imports have left out of later garbage collections: an evaluation collects, and walks all there is."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Rest the garbage collector while the tests, and all that they import, are read."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Keep what imports have left out of later garbage collections: an evaluation collects, and walks all there is.
+
+    Many imports are made by tests, within functions.
+    """
+    if len(sys.modules) >= item.config.stash.get(FROZEN, 0) + MANY_MODULES:
+        gc.collect()
+        gc.freeze()
+        item.config.stash[FROZEN] = len(sys.modules)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -107,6 +136,14 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def declared_once() -> Callable[[Any], dict[str, Any]]:
+    """What is deployed of a declaration, worked out once for each: Prefect executes the flow's file every time."""
+    from deployments import server
+
+    return cache(server._declared_deployment)
 
 
 @pytest.fixture(scope="session")

@@ -112,10 +112,13 @@ def _copy(automation: "Automation", **changes: Any) -> "AutomationCore":
 
 
 @pytest.fixture
-def client(prefect_server: None) -> Iterator["SyncPrefectClient"]:
+def client(
+    prefect_server: None, declared_once: Callable[[Any], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> Iterator["SyncPrefectClient"]:
     """A client of a server where everything declared is deployed, without messages."""
     from prefect.client.orchestration import get_client
 
+    monkeypatch.setattr("deployments.server._declared_deployment", declared_once)
     with get_client(sync_client=True) as client:
         _apply(client)
         yield client

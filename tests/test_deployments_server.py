@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import entry_points
@@ -30,10 +30,13 @@ REVIEW = "review-medgrpo/review-medgrpo"
 
 
 @pytest.fixture
-def client(prefect_server: None) -> Iterator["SyncPrefectClient"]:
+def client(
+    prefect_server: None, declared_once: Callable[[Any], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> Iterator["SyncPrefectClient"]:
     """A client of a server where everything declared is deployed."""
     from prefect.client.orchestration import get_client
 
+    monkeypatch.setattr("deployments.server._declared_deployment", declared_once)
     with get_client(sync_client=True) as client:
         _apply(client)
         yield client

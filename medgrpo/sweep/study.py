@@ -113,9 +113,10 @@ def _storage(url: str) -> "Iterator[optuna.storages.RDBStorage]":
     try:
         yield storage
     except (DatabaseError, StorageInternalError) as error:
-        cause = error.orig if isinstance(error, DatabaseError) else error.__cause__ or error
+        cause = error if isinstance(error, DatabaseError) else error.__cause__
+        said = str(cause.orig if isinstance(cause, DatabaseError) else error).splitlines()[0]
         raise ServiceUnreachable(
-            f"the database {_public(url)} did not answer ({cause}). Run the sweep again: it goes on where it was."
+            f"the database {_public(url)} did not answer ({said}). Run the sweep again: it goes on where it was."
         ) from error
     finally:
         storage.remove_session()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from services import postgres
-from stack import DEAD_AFTER, Stack
+
+from e2e.stack import DEAD_AFTER, Stack
 
 
 @pytest.fixture(scope="package")

@@ -29,7 +29,10 @@ DEAD_AFTER = 60
 TRAIN = {"t4": "train-medgrpo/train-medgrpo", "cpu": "train-medgrpo/train-medgrpo-cpu"}
 """The deployment that trains in each pool."""
 HOOK = """
-import atexit, os, signal, traceback
+import atexit, gc, os, signal, traceback
+
+# Most of what these processes do is importing, and the collector would walk what is there over and over.
+gc.set_threshold(100_000, 20, 100)
 
 path = os.path.join({directory!r}, str(os.getpid()))
 

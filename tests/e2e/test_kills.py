@@ -17,8 +17,8 @@ from typing import Any
 
 import psutil
 import pytest
-from stack import WAIT_SECONDS, Run, Stack, check_result, gone_within
 
+from e2e.stack import WAIT_SECONDS, Run, Stack, check_result, gone_within
 from medgrpo import stages
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -189,10 +189,12 @@ def _kill(stack: Stack, pool: str, run: Run, victim: str, stopped: psutil.Proces
 
 def _suffer(stack: Stack, pool: str, kill: Kill) -> Outcome:
     """A run that is killed once, and completes."""
+    # As many as it takes to be seen in the middle of them.
+    steps = 40 if "train_grpo" in PHASES[kill.phase].stack.pattern else 8
     changes: dict[str, Any] = {
         "seed": kill.seed,
         "warmup": {"epochs": 1.5, "save_steps": SAVE_STEPS},
-        "grpo": {"steps": 40, "save_steps": SAVE_STEPS},
+        "grpo": {"steps": steps, "save_steps": SAVE_STEPS},
     }
     run = stack.train(pool, stack.config(f"kill-{kill.seed}", **changes))
     with ExitStack() as failed:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from stack import WAIT_SECONDS, Run, Stack, check_result
+
+from e2e.stack import WAIT_SECONDS, Run, Stack, check_result
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

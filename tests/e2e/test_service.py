@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stack import DEAD_AFTER, ROOT, WAIT_SECONDS, Run, Stack, check_result
 
 from deployments import DECLARED, Deployment, Schedule
 from deployments.automations import Reactions
+from e2e.stack import DEAD_AFTER, ROOT, WAIT_SECONDS, Run, Stack, check_result
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

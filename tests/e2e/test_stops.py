@@ -8,7 +8,8 @@ from typing import Any
 import psutil
 import pytest
 from services import start
-from stack import ROOT, WAIT_SECONDS, Run, Stack, check_result, gone_within
+
+from e2e.stack import ROOT, WAIT_SECONDS, Run, Stack, check_result, gone_within
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -1,0 +1,1 @@
+"""The whole service; a package, so that its services end with the last test that needs them."""
