@@ -31,7 +31,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from services import Started, free_port, postgres, start, stop, wait_for
+from services import DATABASES, Started, free_port, postgres, start, stop, wait_for
 
 import medgrpo
 from deployments import DEPLOYMENTS
@@ -582,6 +582,24 @@ def database() -> Iterator[str]:
     """HOST:PORT of a PostgreSQL as the compose file's: Debian's, prepared by databases.sh."""
     with postgres(PASSWORDS) as server:
         yield server.address
+
+
+@pytest.mark.e2e
+def test_databases_that_are_missing_are_made() -> None:
+    """Run again, databases.sh leaves what is there, and makes the database of a role whose password came later."""
+    import psycopg
+
+    names = ("postgres_password", "prefect_database_password", "mlflow_database_password")
+    with postgres({name: PASSWORDS[name] for name in names}) as server:
+        secrets, password = server.directory / "secrets", PASSWORDS["sweeps_database_password"]
+        (secrets / "sweeps_database_password").write_text(password + "\n")
+        place = {"PGHOST": str(server.directory), "PGPORT": str(server.port), "SECRETS_DIRECTORY": str(secrets)}
+        for _ in range(2):
+            server.run("sh", "-c", DATABASES.read_text(), **place)
+        login = {"host": "127.0.0.1", "port": server.port, "user": "sweeps", "password": password, "dbname": "sweeps"}
+        with psycopg.connect(**login) as connection:
+            found = connection.execute("SELECT datname FROM pg_database WHERE NOT datistemplate").fetchall()
+    assert {name for (name,) in found} == {"postgres", "prefect", "mlflow", "mlflow_auth", "sweeps"}
 
 
 @pytest.mark.e2e
