@@ -10,7 +10,7 @@ from flows.train_medgrpo import train_medgrpo
 from medgrpo.config import RunConfig
 from medgrpo.manifests import write_json
 from tasks.retrain import find_reason, show_reason
-from tasks.running import run_stage
+from tasks.running import name_lines, run_stage
 from tasks.stages import prepare
 
 
@@ -25,6 +25,7 @@ def retrain_medgrpo(config: RunConfig | str = "demo") -> dict[str, Any]:
         config: every setting of the run, or the name of a profile; [retrain] names the fresh records.
     """
     config = resolve(config)
+    name_lines(config.name)
     data = run_stage(prepare, config)
     decision = find_reason(config, data.manifest)
     show_reason(decision)

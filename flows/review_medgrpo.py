@@ -8,6 +8,7 @@ from prefect import flow
 from flows.command import Overrides, Profile, resolve, run
 from medgrpo.config import RunConfig
 from tasks.review import ask, decide, show_review
+from tasks.running import name_lines
 
 
 @flow(name="review-medgrpo")
@@ -22,6 +23,7 @@ def review_medgrpo(config: RunConfig | str = "demo", version: int | str | None =
         version: number or alias of the version; unset, the one under review.
     """
     config = resolve(config)
+    name_lines()
     shown = show_review(config, None if version is None else str(version))
     answer = ask(shown)
     return decide(config, shown, answer)

@@ -38,7 +38,7 @@ def remember(**fields: object) -> None:
     known = {name: str(value) for name, value in fields.items() if value}
     for formatter in _formatters():
         formatter.defaults.update(known)
-        os.environ[FIELDS] = json.dumps(known)
+        os.environ[FIELDS] = json.dumps(json.loads(os.environ.get(FIELDS, "{}")) | known)
         # MLflow would write past these lines, through a handler of its own, once it is imported.
         os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
 

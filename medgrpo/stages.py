@@ -297,20 +297,17 @@ def answers_directory(config: RunConfig) -> Path:
 
 
 def fetch_champion(config: RunConfig, data: Manifest) -> Champion:
-    """The registry's champion; while MLflow does not answer, an evaluation has to do without.
+    """The registry's champion.
 
     Raises:
+        ServiceUnreachable: MLflow does not answer.
         InputError: the champion's files are not what was registered.
     """
     from medgrpo.registry import find_champion
 
     domain = json.loads((data.path / SUMMARY).read_text())["domain"]
-    try:
-        found = find_champion(config, domain)
-        return Champion(model=fetch(config, found.uri) if found else None)
-    except ServiceUnreachable as error:
-        logger.warning("%s The model is evaluated without a champion beside it.", error)
-        return Champion(unknown=str(error))
+    found = find_champion(config, domain)
+    return Champion(model=fetch(config, found.uri) if found else None)
 
 
 def fetch(config: RunConfig, uri: str) -> Manifest:

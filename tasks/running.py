@@ -9,6 +9,7 @@ from typing import Any
 
 from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from prefect.results import ResultRecord
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
@@ -21,6 +22,8 @@ from medgrpo.provenance import fingerprint
 
 RETRIES = 2
 RETRY_SECONDS = 10
+OUTAGE_SECONDS = (10, 30, 60, 120, 240)
+"""Waits between tries of what only the registry can do: nearly eight minutes in all, in which a server comes back."""
 CACHED = "Cached"
 
 logger = logging.getLogger("prefect.medgrpo")
@@ -88,9 +91,14 @@ def worth_retrying(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
     return not isinstance(error, InputError | TrainingAlarm)
 
 
-def name_lines(run: str | None) -> None:
-    """Let the lines of this process's log, and of the training that it starts, say which run they belong to."""
-    remember(run=run, **(getattr(get_run_logger(), "extra", None) or {}))
+def name_lines(run: str | None = None) -> None:
+    """Let the lines of this process's log, and of the training that it starts, say which run they belong to.
+
+    Those of a flow within a flow go on to name the outer one, which is the one that a person started.
+    """
+    context = FlowRunContext.get()
+    is_inner = context and context.flow_run and context.flow_run.parent_task_run_id
+    remember(run=run, **({} if is_inner else getattr(get_run_logger(), "extra", None) or {}))
 
 
 RETRIED: dict[str, Any] = {
@@ -99,6 +107,8 @@ RETRIED: dict[str, Any] = {
     "retry_condition_fn": worth_retrying,
 }
 """Options of a task that a crash or an outage does not end."""
+OUTLASTS: dict[str, Any] = {**RETRIED, "retries": len(OUTAGE_SECONDS), "retry_delay_seconds": [*OUTAGE_SECONDS]}
+"""The same for a task without which hours of training would lead to nothing, or to too little."""
 
 
 class PlainErrors(logging.Filter):

@@ -12,7 +12,7 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
-from prefect.runtime import flow_run
+from prefect.runtime import flow_run, task_run
 
 from medgrpo import stages
 from medgrpo.config import RunConfig
@@ -22,10 +22,10 @@ from medgrpo.registry import trial_tags
 from medgrpo.sweep.pruning import Pruner
 from tasks.events import Alarms, announce_candidate
 from tasks.progress import StageProgress
-from tasks.running import RETRIED, cache_key
+from tasks.running import OUTAGE_SECONDS, OUTLASTS, RETRIED, cache_key
 
 # How long a tracking server that did not answer is left alone, so that an outage does not slow training.
-OUTAGE_SECONDS = 120
+SILENT_SECONDS = 120
 
 _SURVIVES: dict[str, Any] = {**RETRIED, "persist_result": True, "result_serializer": "json"}
 
@@ -95,10 +95,19 @@ def train(config: RunConfig, data: Manifest, start: Manifest | None = None) -> M
             raise
 
 
-@task(name="fetch champion", **RETRIED)
+@task(name="fetch champion", **OUTLASTS)
 def fetch_champion(config: RunConfig, data: Manifest) -> stages.Champion:
-    """Fetch the model in service; which one that is, is asked anew each time."""
-    return stages.fetch_champion(config, data)
+    """Fetch the model in service; which one that is, is asked anew each time.
+
+    Where MLflow stays away, the model is evaluated without a champion beside it, and the gate says why.
+    """
+    try:
+        return stages.fetch_champion(config, data)
+    except ServiceUnreachable as error:
+        if task_run.run_count <= len(OUTAGE_SECONDS):
+            raise
+        get_run_logger().warning("%s The model is evaluated without a champion beside it.", error)
+        return stages.Champion(unknown=str(error))
 
 
 @task(name="evaluate", cache_key_fn=_evaluate_key, **_SURVIVES)
@@ -123,7 +132,7 @@ def compare(config: RunConfig, data: Manifest, models: Mapping[str, str]) -> Man
         return stages.compare(config, data, models, progress.answers)
 
 
-@task(name="register", cache_key_fn=_register_key, **_SURVIVES)
+@task(name="register", cache_key_fn=_register_key, **_SURVIVES | OUTLASTS)
 def register(config: RunConfig, data: Manifest, audited: Manifest, trained: Manifest, evaluated: Manifest) -> Manifest:
     """Log the run and register the model version."""
     registered = stages.register(config, data, audited, trained, evaluated, _tags(config))
@@ -175,7 +184,7 @@ class _Tracker:
             call()
         except survives as error:
             get_run_logger().warning("%s Training goes on; metrics wait in metrics.jsonl.", error)
-            self._silent_until = time.monotonic() + OUTAGE_SECONDS
+            self._silent_until = time.monotonic() + SILENT_SECONDS
 
 
 def _tags(config: RunConfig) -> dict[str, str]:

@@ -126,7 +126,7 @@ def _object(text: str, where: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{where}: is not a JSON object ({error}); expected one with question and answer on each line. Fetch the "
+            f"{where}: not a JSON object ({error}); expected one with question and answer on each line. Fetch the "
             "file again."
         ) from error
 

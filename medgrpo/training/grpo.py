@@ -13,7 +13,14 @@ from medgrpo import domains
 from medgrpo.config import RunConfig
 from medgrpo.records import Record
 from medgrpo.rewards import reward_functions
-from medgrpo.training.callbacks import ORDER, CompleteCheckpoints, KeptOrder, MetricsFile, last_complete_checkpoint
+from medgrpo.training.callbacks import (
+    ORDER,
+    CompleteCheckpoints,
+    KeptOrder,
+    MetricsFile,
+    TrimmedHeap,
+    last_complete_checkpoint,
+)
 from medgrpo.training.grouped import GroupedGRPOTrainer
 from medgrpo.training.guards import Guards
 from medgrpo.training.resumable import Moment, Resumable
@@ -111,6 +118,7 @@ def train_grpo(model: Any, tokenizer: Any, rows: "Dataset", config: RunConfig, d
             Guards(rows[0]["prompt"], rows[0]["completion"]),
             *([KeptOrder(order)] if isinstance(order, SpreadOrder) else []),
             CompleteCheckpoints(watch),
+            TrimmedHeap(),
         ],
     )
     if checkpoint:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from medgrpo import domains
 from medgrpo.config import RunConfig
-from medgrpo.training.callbacks import CompleteCheckpoints, MetricsFile, last_complete_checkpoint
+from medgrpo.training.callbacks import CompleteCheckpoints, MetricsFile, TrimmedHeap, last_complete_checkpoint
 from medgrpo.training.sampling import balanced_order
 from medgrpo.training.watch import Watch
 
@@ -49,6 +49,7 @@ def train_warmup(
             MetricsFile(metrics, "warmup", watch),
             Guards(rows[0]["prompt"], rows[0]["completion"]),
             CompleteCheckpoints(watch),
+            TrimmedHeap(),
         ],
     )
     if config.policy.backend == "unsloth":

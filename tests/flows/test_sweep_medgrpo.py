@@ -32,7 +32,7 @@ SPACE: dict[str, Any] = {
     "grpo.group_size": [2, 4],
     "rewards.correctness": [1.0, 2.0],
 }
-SLEEPS, SLEEP_SECONDS = 4, 8
+SLEEPS, SLEEP_SECONDS = 4, 12
 MOST_OF_ONE = 0.65
 """Half, and thirty per cent of it."""
 
@@ -204,15 +204,17 @@ from medgrpo.registry import log_metric_rows, open_run, trial_tags
 
 @flow(name="sleeping")
 def sleeping(config: RunConfig, reason: str = "") -> None:
-    """Sleep, and find something."""
+    """Find something, and sleep on until the trial's time is over."""
     if config.trial is None:
         return
-    time.sleep({SLEEP_SECONDS})
+    over = time.monotonic() + {SLEEP_SECONDS}
     if config.trial.number == 1:
+        time.sleep({SLEEP_SECONDS})
         raise ValueError("trial 1 always fails")
     found = {{"macro_f1": config.grpo.beta, "faithfulness_unsupported_figures": 0.1, "strict_form": 0.9}}
     run_id = open_run(config, Path("none"), trial_tags(config))
     log_metric_rows(config, run_id, [{{"phase": "eval/tuned", "step": 0, "time": time.time(), **found}}])
+    time.sleep(max(0, over - time.monotonic()))
 '''
 
 
@@ -235,9 +237,10 @@ def pool(tmp_path: Path) -> Iterator[Callable[[int], str]]:
                 name=name,
                 entrypoint="sleeping.py:sleeping",
                 work_pool_name=name,
-                # Where the two are one place, a run starts in it and copies nothing.
+                # Where the two are one place, a run starts in it and copies nothing. With a command of its own it is
+                # one process; otherwise Prefect has another one prepare it, and cores that start processes don't sleep.
                 path=str(tmp_path),
-                job_variables={"working_dir": str(tmp_path)},
+                job_variables={"working_dir": str(tmp_path), "command": f"{sys.executable} -m prefect.engine"},
             )
             after.callback(client.delete_deployment, made)
             for number in range(workers):
