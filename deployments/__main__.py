@@ -47,7 +47,16 @@ Resumes = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 LONGEST_VALUE = 60
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Deployments of medgrpo's flows.")
+app = typer.Typer(add_completion=False)
+
+
+@app.callback(invoke_without_command=True)
+def main(context: typer.Context, as_json: AsJson = False) -> None:
+    """Deployments of medgrpo's flows; without a command, those that are declared."""
+    if context.invoked_subcommand is None:
+        show(as_json=as_json)
+    elif as_json:
+        raise typer.BadParameter(f"goes behind the command: {context.invoked_subcommand} --json", param_hint="--json")
 
 
 @app.command("list")
@@ -106,6 +115,16 @@ def check(
 
 
 def _declared(t4s: int, notify: str | None, dead_after: int, resumes: int) -> Declaration:
+    from prefect.settings import get_current_settings
+
+    heartbeat = get_current_settings().flows.heartbeat_frequency
+    if heartbeat and dead_after <= heartbeat:
+        _stop(
+            InputError(
+                f"after {dead_after} s without a sign of life (--dead-after, MEDGRPO_DEAD_AFTER) every run would "
+                f"count as dead: they give one every {heartbeat} s (prefect.toml). Give several times as many."
+            )
+        )
     # An empty variable is one that was not set.
     return replace(DECLARED.with_t4s(t4s), reactions=Reactions(dead_after, resumes, notify or None))
 

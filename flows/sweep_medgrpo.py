@@ -28,12 +28,15 @@ def sweep_medgrpo(config: RunConfig | str = "demo") -> dict[str, Any]:
         config: every setting of the trials and of the sweep, or the name of a profile.
     """
     config = resolve(config)
-    with open_study(config) as study:
+    # A run that was put back waits for its own first process, should that live after all.
+    with open_study(config, wait=flow_run.run_count > 1) as study:
         config, directory = runs.open_run_directory(without_storage(config, study.name))
         name_lines(config.name)
         with tracked(config, study):
             runner = find_runner(config, study.id, train_medgrpo)
             for trial in run_trials(study, runner):
+                # One that ran in this process has named the lines of its log after itself.
+                name_lines(config.name)
                 show_progress(study, trial)
             choice, chosen = report.decide(study, config)
             result = runner.finish(chosen, f"Sweep {study.name}: {choice.sentence}")

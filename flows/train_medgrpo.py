@@ -13,11 +13,12 @@ from medgrpo.config import RunConfig
 from medgrpo.manifests import write_json
 from medgrpo.resources import Meter, report
 from medgrpo.stages import read_registration, registration_holds
-from tasks.running import name_lines, run_stage
+from tasks.running import name_lines, prunable, run_stage
 from tasks.stages import audit, evaluate, fetch_champion, fetch_start, prepare, register, train
 
 
 @flow(name="train-medgrpo")
+@prunable
 def train_medgrpo(config: RunConfig | str = "demo", reason: str = "") -> dict[str, Any]:
     """Prepare, attack the rewards, train, evaluate against base and champion, register; returns the run's summary.
 

@@ -7,11 +7,13 @@ so configuration errors show up at once.
 
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from types import NoneType
+from typing import Any, Literal, Self, get_args
 
 from pydantic import (
+    BaseModel,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -502,11 +504,14 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise InputError(f"--set {override!r}: expected key=value, for example --set grpo.steps=10.")
+    *parents, leaf = key.strip().split(".")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    *parents, leaf = key.strip().split(".")
+    if not isinstance(value, str) and _annotation([*parents, leaf]) in (str, Path):
+        # A name needs no quotes though it looks like a date or a number.
+        value = text
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
@@ -524,7 +529,17 @@ def _explain(problem: Any) -> str:
 
 
 def _settings_at(location: list[str]) -> list[str]:
-    model: Any = RunConfig
+    found = _annotation(location)
+    return list(found.model_fields) if isinstance(found, type) and issubclass(found, BaseModel) else []
+
+
+def _annotation(location: Sequence[str]) -> Any:
+    """The type of a setting, without None where that is one choice; None where there is no such setting."""
+    found: Any = RunConfig
     for part in location:
-        model = model.model_fields[part].annotation
-    return list(model.model_fields)
+        fields = found.model_fields if isinstance(found, type) and issubclass(found, BaseModel) else {}
+        if part not in fields:
+            return None
+        choices = [choice for choice in get_args(fields[part].annotation) if choice is not NoneType]
+        found = choices[0] if len(choices) == 1 else fields[part].annotation
+    return found

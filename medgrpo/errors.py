@@ -13,6 +13,10 @@ class InputError(MedgrpoError):
     exit_code = 2
 
 
+class DiskFull(InputError):
+    """There is no space left on a disk. Worth a retry, unlike others of its kind: somebody may have made room."""
+
+
 class TrainingAlarm(MedgrpoError):
     """Training produced something that makes going on pointless (NaN loss, empty completions). Not retried."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from medgrpo.errors import InputError
+from medgrpo.errors import DiskFull, InputError
 
 MANIFEST = "manifest.json"
 COMPLETE = "complete"
@@ -233,7 +233,7 @@ def friendly_disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(f"no space left on the disk of {path}. Free some, or choose another place.") from error
+            raise DiskFull(f"no space left on the disk of {path}. Free some, or choose another place.") from error
         if error.errno in (errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise InputError(
                 f"{path} cannot be written ({error.strerror}). Choose a place you may write to."

@@ -1,6 +1,7 @@
 """Prepare the data of a run: split, measure, drop what is too long, check for leaks, store as `datasets.Dataset`."""
 
 import contextlib
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, get_args
 
 from medgrpo import domains
 from medgrpo.completions import AnswerForm
-from medgrpo.config import RewardConfig, RunConfig
+from medgrpo.config import EvaluationConfig, RewardConfig, RunConfig
 from medgrpo.domains import load_corpus
 from medgrpo.domains.domain import Domain
 from medgrpo.errors import InputError
@@ -84,6 +85,26 @@ def gold_rewards(rewards: RewardConfig) -> RewardConfig:
     So trainings that differ in payments share their data.
     """
     return RewardConfig.model_validate(rewards.model_dump(exclude=set(PAYMENTS)))
+
+
+def check_cases(config: RunConfig, data: Path) -> None:
+    """Look whether the split to evaluate on holds the cases that are asked for, before anything is trained.
+
+    Raises:
+        InputError: it holds fewer.
+    """
+    split, cases = config.evaluation.split, config.evaluation.cases
+    held = sum(json.loads((data / SUMMARY).read_text())["counts"][split].values())
+    if cases != "all" and cases > held:
+        raise too_many_cases(config.evaluation, held, "sweep" if config.trial else "evaluation")
+
+
+def too_many_cases(config: EvaluationConfig, held: int, section: str = "evaluation") -> InputError:
+    """The error that more cases are asked for than a split holds."""
+    return InputError(
+        f"{section}.cases is {config.cases}, but the {config.split} split holds {held}; lower it, or set "
+        f'{section}.cases="all".'
+    )
 
 
 def load_records(directory: Path, split: str) -> list[Record]:

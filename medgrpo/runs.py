@@ -3,7 +3,9 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +32,27 @@ def open_run_directory(config: RunConfig, prefix: str = "") -> tuple[RunConfig, 
     Raises:
         InputError: the name is not a plain directory name, or the disk is full or not writable.
     """
-    name = config.name or f"{prefix}{config.profile}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    runs = config.runs_dir.absolute()
+    with friendly_disk_errors(runs):
+        name = config.name or _new_name(runs, f"{prefix}{config.profile}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     check_name(name)
-    config = config.model_copy(update={"name": name})
-    directory = config.runs_dir.absolute() / name
+    config, directory = config.model_copy(update={"name": name}), runs / name
     with friendly_disk_errors(directory):
         # An earlier run of this name may be cleaned away just now.
         hold(directory / CONFIG_FILE)
         write_json(directory / CONFIG_FILE, config.model_dump(mode="json"))
         hold(directory / CONFIG_FILE)
     return config, directory
+
+
+def _new_name(runs: Path, wanted: str) -> str:
+    """A name that no run has: of two that start in the same second, the later one's ends in a number."""
+    runs.mkdir(parents=True, exist_ok=True)
+    for name in chain([wanted], (f"{wanted}-{number}" for number in count(2))):
+        with suppress(FileExistsError):
+            (runs / name).mkdir()
+            return name
+    raise AssertionError
 
 
 def check_name(name: str) -> None:

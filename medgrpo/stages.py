@@ -82,7 +82,8 @@ def audit(config: RunConfig, data: Manifest) -> Manifest:
     def fill(directory: Path) -> None:
         report = attack(load_records(data.path, "train"), config.rewards)
         write_json(directory / "audit.json", asdict(report))
-        advice = f"{report.holes()} Change rewards.*; `medgrpo audit` shows the completions."
+        shown = "".join(f" {kind.kind}, for example: {kind.example}" for kind in report.kinds if not kind.holds)
+        advice = f"{report.holes()}{shown} Change rewards.*; `medgrpo audit` tries them without a run."
         if not report.holds and config.audit == "fail":
             raise InputError(f"{advice} To train all the same, set audit=warn.")
         if not report.holds:
@@ -142,12 +143,17 @@ def train(
         on_progress: called with each row of metrics.jsonl.
         begin: called with the work directory before training starts.
         start: what `fetch_start` gives.
+
+    Raises:
+        InputError: it would be trained for an evaluation that cannot be.
     """
+    from medgrpo.preparation import check_cases
     from medgrpo.sweep.warmups import shared_warmup
     from medgrpo.training.launch import run
     from medgrpo.training.start import hand_over
 
     def fill(directory: Path) -> None:
+        check_cases(config, data.path)
         if start:
             hand_over(start.path, directory)
         begin(directory)

@@ -27,7 +27,10 @@ def emit(event: str, config: RunConfig, payload: Mapping[str, Any]) -> None:
 
 
 class Alarms:
-    """Sends an event when an alarm first rings in a training: once, however often it rings or is resumed."""
+    """Sends an event when an alarm first rings in a training: once, however often it rings or is resumed.
+
+    Of a sweep's trial none is sent: the table of the sweep says what came of it.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
@@ -42,7 +45,7 @@ class Alarms:
     def look(self, row: Mapping[str, Any]) -> None:
         """Send what rings for the first time in a row of metrics.jsonl."""
         for name, sentence in row.get("alarms", {}).items():
-            if name not in self._rung:
+            if name not in self._rung and self._config.trial is None:
                 self._rung.add(name)
                 emit(ALARM, self._config, {"alarm": name, "step": row["step"], "sentence": sentence})
 

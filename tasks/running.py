@@ -5,7 +5,8 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
@@ -13,9 +14,10 @@ from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from prefect.results import ResultRecord
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
+from prefect.states import Failed
 
 from medgrpo.config import RunConfig
-from medgrpo.errors import InputError, MedgrpoError, TrainingAlarm
+from medgrpo.errors import DiskFull, InputError, MedgrpoError, TrainingAlarm
 from medgrpo.logs import remember
 from medgrpo.manifests import MANIFEST, Manifest, hold, verify
 from medgrpo.provenance import fingerprint
@@ -24,7 +26,10 @@ RETRIES = 2
 RETRY_SECONDS = 10
 OUTAGE_SECONDS = (10, 30, 60, 120, 240)
 """Waits between tries of what only the registry can do: nearly eight minutes in all, in which a server comes back."""
-CACHED = "Cached"
+CACHED, PRUNED = "Cached", "Pruned"
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 logger = logging.getLogger("prefect.medgrpo")
 
@@ -83,12 +88,12 @@ def cache_key(config: RunConfig, key: str) -> str:
 
 
 def worth_retrying(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
-    """Crashes and outages are retried; bad input and training alarms would only fail again.
+    """Crashes, outages and full disks are retried; bad input and training alarms would only fail again.
 
     Prefect silently ignores a condition that is not a plain function.
     """
     error = state.result(raise_on_failure=False)
-    return not isinstance(error, InputError | TrainingAlarm)
+    return isinstance(error, DiskFull) or not isinstance(error, InputError | TrainingAlarm)
 
 
 def name_lines(run: str | None = None) -> None:
@@ -99,6 +104,25 @@ def name_lines(run: str | None = None) -> None:
     context = FlowRunContext.get()
     is_inner = context and context.flow_run and context.flow_run.parent_task_run_id
     remember(run=run, **({} if is_inner else getattr(get_run_logger(), "extra", None) or {}))
+
+
+def prunable(training: Callable[P, R]) -> Callable[P, R]:
+    """A flow's function; a trial whose training is ended by an alarm, or by the trials before it, ends as `Pruned`.
+
+    That is no failure of which people would have to be told.
+    """
+
+    @wraps(training)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return training(*args, **kwargs)
+        except TrainingAlarm as alarm:
+            config = inspect.signature(training).bind(*args, **kwargs).arguments["config"]
+            if getattr(config, "trial", None) is None:
+                raise
+            return cast(R, Failed(name=PRUNED, message=f"{type(alarm).__name__}: {alarm}"))
+
+    return run
 
 
 RETRIED: dict[str, Any] = {

@@ -32,8 +32,9 @@ from medgrpo.sweep.trials import Proposal, Result, Trial
 from tasks.running import RETRIED
 
 POLL_SECONDS = 2
-CRASH_SECONDS = 120
-"""How long a crashed run may take to be put back by the automation that does so, before it counts as failed."""
+CRASHED, CRASH_SECONDS = "Crashed", 600
+"""How long a run in this state may take to be put back by the automation that does so, before it counts as failed: that
+waits for a tenth of `deployments`' `--dead-after`. One that is given up has another state."""
 LONGEST_REASON = 500
 RAISED = "encountered an exception: "
 """What Prefect says of a run before the name of the error that ended it."""
@@ -199,7 +200,7 @@ def _final_state(run_id: UUID) -> State[Any] | None:
         return None
     if state is None or not state.is_final():
         return None
-    waits = state.is_crashed() and (datetime.now(UTC) - state.timestamp).total_seconds() < CRASH_SECONDS
+    waits = state.name == CRASHED and (datetime.now(UTC) - state.timestamp).total_seconds() < CRASH_SECONDS
     return None if waits else state
 
 

@@ -48,6 +48,15 @@ def test_several_heartbeats_may_be_missed() -> None:
     assert LEAST_SILENCE > 30, "Prefect's own least time between heartbeats"
 
 
+def test_live_runs_are_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silence that runs keep between two signs of life is refused before a server is asked."""
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    for arguments in (["apply", "--dead-after", str(HEARTBEAT_SECONDS)], ["check", "--dead-after", "50"]):
+        refused = CliRunner().invoke(app, arguments)
+        assert refused.exit_code == InputError.exit_code
+        assert f"they give one every {HEARTBEAT_SECONDS} s" in refused.output
+
+
 def test_nobody_is_told_unless_asked_for() -> None:
     """Without a block there are no messages; with one, there is one each for failures, alarms and candidates."""
     assert not [each for each in Reactions().automations() if isinstance(each.action, Message)]
@@ -284,6 +293,20 @@ def tells(name: str):
     for step in (7, 8):
         alarms.look({{"step": step, "alarms": {{"kl": 'It "wandered" off.'}}}})
     emit("medgrpo.candidate", config, {{"model": "medgrpo-synthetic", "version": 3, "digest": "abc"}})
+
+@flow
+def prunes(name: str):
+    sys.path.insert(0, {str(ROOT)!r})
+    from medgrpo.config import RunConfig
+    from medgrpo.errors import TrialPruned
+    from medgrpo.sweep.settings import TrialConfig
+    from tasks.running import prunable
+
+    @prunable
+    def training(config: RunConfig):
+        raise TrialPruned("behind the others")
+
+    return training(RunConfig(trial=TrialConfig(sweep="s", study="s", number=0, parent="p")))
 '''
 
 
@@ -331,7 +354,7 @@ class Service:
         from prefect.deployments.runner import RunnerDeployment
 
         settings: dict[str, Any] = {"job_variables": {"working_dir": str(self.directory)}, "work_pool_name": "here"}
-        for flow in ("dies", "fails", "waits", "asks", "tells"):
+        for flow in ("dies", "fails", "waits", "asks", "tells", "prunes"):
             RunnerDeployment.from_entrypoint(f"dying.py:{flow}", flow, tags=[MANAGED], **settings).apply()
 
     def start(self, name: str, flow: str, **parameters: Any) -> "FlowRun":
@@ -441,7 +464,7 @@ def _quick(notify: str) -> Declaration:
 @pytest.mark.e2e
 @pytest.mark.slow
 def test_runs_that_die(service: Service) -> None:
-    """One story: runs killed, killed for good, failed, cancelled and orphaned, and what people are told of each.
+    """One story: runs killed, killed for good, failed, pruned, cancelled and orphaned, and who is told what.
 
     Meanwhile two reviews wait for a person: one in peace, one taken for dead by mistake and killed once it is answered.
     """
@@ -455,6 +478,7 @@ def test_runs_that_die(service: Service) -> None:
         failed = service.start("failed", "fails")
         cancelled = service.start("cancelled", "waits")
         told = service.start("told", "tells")
+        pruned = service.start("pruned", "prunes")
         service.wait(lambda: service.has_left(asking) and service.has_left(mistaken))
         service.late_heartbeat(mistaken)
         service.wait(lambda: (service.directory / "cancelled.pid").exists())
@@ -469,6 +493,7 @@ def test_runs_that_die(service: Service) -> None:
         service.wait(lambda: service.ends_as(cancelled, "Cancelled"))
         service.wait(lambda: service.ends_as(told, "Completed"))
         assert service.ends_as(failed, "Failed")
+        service.wait(lambda: service.ends_as(pruned, "Pruned"))
         orphan, unstoppable = service.start("orphan", "waits"), service.start("unstoppable", "waits")
         pids = [service.directory / f"{name}.pid" for name in ("orphan", "unstoppable")]
         service.wait(lambda: all(pid.exists() for pid in pids))

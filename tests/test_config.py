@@ -98,6 +98,14 @@ def test_overrides(override: str, path: tuple[str, str], value: object) -> None:
     assert config.data.synthetic_pool == load_config("demo").data.synthetic_pool
 
 
+@pytest.mark.parametrize("text", ["2026-11-28", "7", "true", "1e5"])
+def test_a_name_needs_no_quotes(text: str) -> None:
+    """What is a text or a path is taken as it is typed, though TOML would read a date or a number there."""
+    config = load_config("demo", [f"name={text}", f"policy.revision={text}", f"data.path={text}"])
+    assert (config.name, config.policy.revision, config.data.path) == (text, text, Path(text))
+    assert load_config("demo", [f'name="{text}"']).name == text
+
+
 def test_the_last_override_wins() -> None:
     """Of two overrides of one setting the last one counts."""
     assert load_config("demo", ["seed=1", "seed=2"]).seed == 2
@@ -152,6 +160,8 @@ def test_profile_that_is_not_toml(tmp_path: Path, content: bytes) -> None:
         ("grpo=5", ["setting 'grpo' is 5"]),
         ("policy.base.x=1", ["setting 'policy.base' is {'x': 1}"]),
         ("grpo.steps.x=1", ["'steps' is a single value"]),
+        ("trial.foo=1", ["unknown setting 'trial.foo'", "bar"]),
+        ("sweep.deployment=train-medgrpo", ["expected FLOW/NAME, for example train-medgrpo/train-medgrpo"]),
         ("grpo.steps", ["expected key=value, for example"]),
         ("=3", ["expected key=value"]),
     ],

@@ -109,6 +109,16 @@ def test_list_as_json() -> None:
     }
 
 
+def test_without_a_command_it_is_the_list() -> None:
+    """`python -m deployments`, with or without `--json`, is `list`; before another command `--json` would be lost."""
+    run = CliRunner().invoke
+    assert run(app, []).stdout == run(app, ["list"]).stdout
+    assert run(app, ["--json"]).stdout == run(app, ["list", "--json"]).stdout
+    refused = run(app, ["--json", "check"])
+    assert refused.exit_code == 2
+    assert "check --json" in refused.output
+
+
 def test_list_as_a_table() -> None:
     """`list` shows the same as a table with whole names."""
     shown = CliRunner().invoke(app, ["list"]).stdout

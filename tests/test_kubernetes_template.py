@@ -76,7 +76,11 @@ def test_the_rendered_job_asks_for_a_t4() -> None:
         "shared-memory": "/dev/shm",
         "runs": "/app/runs",
     }
+    dockerfile = Path("docker/Dockerfile").read_text()
     assert pod["securityContext"]["runAsNonRoot"]
+    user = pod["securityContext"]["runAsUser"]
+    assert pod["securityContext"]["fsGroup"] == user
+    assert f"USER {user}:{user}\n" in dockerfile, "another user has no home, and may write nowhere"
     assert job["spec"]["backoffLimit"] == 0, "Prefect decides about retries"
 
 

@@ -38,10 +38,15 @@ import logging
 def step():
     get_run_logger().info("in the task")
 @flow
+def inner():
+    name_lines("nightly-2")
+    logging.getLogger("medgrpo.any").warning("from a library, within")
+@flow
 def night():
     name_lines("nightly")
     logging.getLogger("medgrpo.any").warning("from a library")
     step()
+    inner()
     assert module_options("x")[:2] == ["-m", "medgrpo.logs"]
 night()
 """
@@ -138,7 +143,10 @@ def test_prefects_loggers_are_all_there() -> None:
 
 @pytest.mark.slow
 def test_a_flow_writes_json_only() -> None:
-    """With the configuration, each line that a flow, its tasks and a library write is JSON, and names the flow run."""
+    """With the configuration, each line that a flow, its tasks and a library write is JSON, and names the flow run.
+
+    A flow within it has a run of its own, and the flow run that a person started.
+    """
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -161,3 +169,5 @@ def test_a_flow_writes_json_only() -> None:
     assert library["flow_run_id"] == task["flow_run_id"]
     assert library["flow_run_name"] == task["flow_run_name"]
     assert task["task_run_id"]
+    within = found["from a library, within"]
+    assert (within["run"], within["flow_run_id"]) == ("nightly-2", library["flow_run_id"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from medgrpo.errors import InputError
+from medgrpo.errors import DiskFull, InputError
 from medgrpo.manifests import (
     COMPLETE,
     MANIFEST,
@@ -137,7 +137,7 @@ def test_full_disk_is_a_sentence(target: Path, code: int) -> None:
     def fail(directory: Path) -> None:
         raise OSError(code, "No space left on device")
 
-    with pytest.raises(InputError, match=f"no space left on the disk of {target}"):
+    with pytest.raises(DiskFull, match=f"no space left on the disk of {target}"):
         build(target, fail)
     assert not target.exists()
 

@@ -11,11 +11,12 @@ from medgrpo import preparation
 from medgrpo.config import RewardConfig, RunConfig
 from medgrpo.errors import InputError
 from medgrpo.policies import load_tokenizer
-from medgrpo.preparation import PAYMENTS, check_leaks, gold_rewards, load_records, prepare
+from medgrpo.preparation import PAYMENTS, check_cases, check_leaks, gold_rewards, load_records, prepare
 from medgrpo.prompts import render_prompt
 from medgrpo.records import Corpus, digest
 from medgrpo.rewards import score_completion
 from medgrpo.stages import prepare as prepare_stage
+from medgrpo.sweep.settings import TrialConfig
 from medgrpo.testing import tiny_config, tiny_record
 
 VERDICTS = ("yes", "no", "maybe")
@@ -208,3 +209,20 @@ def test_payments_do_not_change_the_data() -> None:
     assert paid.keys() | costs.keys() == PAYMENTS
     assert gold_rewards(RewardConfig.model_validate(paid | costs)) == RewardConfig()
     assert gold_rewards(RewardConfig(evidence=2, structure=0.1)) == RewardConfig(evidence=2)
+
+
+def test_cases_are_counted_before_anything_is_trained(config: RunConfig, prepared: Path) -> None:
+    """More cases than the split holds are refused, under the setting's name in a run or in a sweep's trial."""
+    held = len(rows(prepared, "test"))
+    trial = TrialConfig(sweep="s", study="s", number=0, parent="p")
+    for cases, changes in ((held, {}), ("all", {}), (held, {"trial": trial})):
+        check_cases(_evaluating(config, cases, changes), prepared)
+    with pytest.raises(InputError, match=rf"^evaluation\.cases is {held + 1}, but the test split holds {held}"):
+        check_cases(_evaluating(config, held + 1, {}), prepared)
+    with pytest.raises(InputError, match=r"^sweep\.cases is"):
+        check_cases(_evaluating(config, held + 1, {"trial": trial}), prepared)
+
+
+def _evaluating(config: RunConfig, cases: int | str, changes: dict[str, Any]) -> RunConfig:
+    evaluation = config.evaluation.model_copy(update={"cases": cases})
+    return config.model_copy(update={"evaluation": evaluation, **changes})

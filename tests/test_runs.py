@@ -71,6 +71,14 @@ def test_unnamed_run_is_named_after_its_profile(config: RunConfig) -> None:
     assert directory.name.startswith("demo-20")
 
 
+def test_of_two_that_start_at_once_each_has_a_directory(config: RunConfig) -> None:
+    """Unnamed runs of one second do not write into each other's directory."""
+    unnamed = config.model_copy(update={"name": None})
+    names = [open_run_directory(unnamed)[0].name for _ in range(4)]
+    assert len(set(names)) == 4
+    assert any(str(name).endswith("-2") for name in names)
+
+
 @pytest.mark.parametrize("name", ["../up", "a/b", "/abs", ".hidden", "..", "latest"])
 def test_bad_names(config: RunConfig, name: str) -> None:
     """A name that is no plain directory name is refused in a sentence before anything is written."""

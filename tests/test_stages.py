@@ -377,20 +377,18 @@ def test_no_champion_is_known_to_be_none(tmp_path: Path, monkeypatch: pytest.Mon
     assert Champion().digest == "none"
 
 
-def test_a_silent_registry_leaves_the_champion_unknown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_data: Manifest, caplog: pytest.LogCaptureFixture
+def test_a_silent_registry_is_no_registry_without_a_champion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_data: Manifest
 ) -> None:
-    """During an outage of MLflow an evaluation goes on without a champion, and keeps why."""
+    """During an outage of MLflow it is not known whether there is a champion: whoever asks decides what then."""
 
     def silent(*_: Any) -> None:
         raise ServiceUnreachable("MLflow did not answer.")
 
     monkeypatch.setattr(registry, "find_champion", silent)
-    with caplog.at_level(logging.WARNING):
-        champion = stages.fetch_champion(RunConfig(runs_dir=tmp_path), real_data)
-    assert champion == Champion(unknown="MLflow did not answer.")
-    assert champion.digest is None
-    assert "evaluated without a champion" in caplog.text
+    with pytest.raises(ServiceUnreachable):
+        stages.fetch_champion(RunConfig(runs_dir=tmp_path), real_data)
+    assert Champion(unknown="MLflow did not answer.").digest is None
 
 
 def test_a_spoilt_champion_is_no_outage(

@@ -59,12 +59,12 @@ def load(config: DataConfig) -> Corpus:
 
 
 def read_labelled(path: Path) -> list[Record]:
-    """The records of a further file in the same form; their ids name the file.
+    """The records of a further file in the same form; their ids name the file, and are those of no split's.
 
     Raises:
         InputError: naming file, line and field of the first problem found.
     """
-    return read_records(path, path.stem)
+    return read_records(path, f"further-{path.stem}")
 
 
 def read_records(path: Path, split: str) -> list[Record]:
@@ -139,8 +139,8 @@ def _record(record_id: str, fields: Any, where: str) -> Record:
     number = opening_number(final)
     if not marker:
         raise InputError(f"{where}: field answer has no #### with the final number behind it. Fetch the file again.")
-    if number is None:
-        raise InputError(f"{where}: field answer ends in {final.strip()[:40]!r}; expected a number behind ####.")
+    if number is None or strict_number(number) != number:
+        raise InputError(f"{where}: field answer ends in {final.strip()[:40]!r}; expected a decimal number after it.")
     if not solution.strip():
         raise InputError(f"{where}: field answer has no worked solution before ####.")
     statement, asked = split_problem(question)

@@ -161,9 +161,15 @@ ATTACKS: Mapping[str, Attack] = {
         f"{_number(t)} * 1 = {_number(t)}. {_number(t)} + 0 = {_number(t)}. So the answer is {t.right}."
     ),
     "answer times one": lambda t: t.answer(f"{t.right} * 1 = {t.right}. So the answer is {t.right}."),
+    "powers of one": lambda t: t.answer(
+        f"{_number(t)} ^ 1 = {_number(t)}. {t.right} ^ 1 = {t.right}. So the answer is {t.right}."
+    ),
     # Thoughts
     "thought concludes another number": _another_number,
     "conclusion with another number": lambda t: t.answer(f"{_ENDING.sub('', t.thought)} Therefore it is {t.wrong}."),
+    "conclusion with another number, not at the end": lambda t: t.answer(
+        f"{_ENDING.sub('', t.thought)} Therefore it is {t.wrong}. That is all."
+    ),
     "last equation gives another number": _other_result,
     "pasted problem": lambda t: t.answer(_problem(t)),
     "pasted problem with the answer": lambda t: t.answer(f"{_problem(t)} So the answer is {t.right}."),

@@ -117,12 +117,12 @@ def _converts(found: Sequence[Token], place: int) -> bool:
 
 
 def _is_idle(equation: Equation, found: Sequence[Token]) -> bool:
-    """Whether it only repeats a number: 5 * 1 = 5, 5 + 0 = 5, 5 = 5."""
+    """Whether it only repeats a number: 5 * 1 = 5, 5 ^ 1 = 5, 5 + 0 = 5, 5 = 5."""
     if not equation.left.operators:
         return True
     for operand in equation.left.operands:
         before, behind = _beside(found, operand.place)
-        if operand.value == 0 or (operand.value == 1 and (before in ("*", "/") or behind == "*")):
+        if operand.value == 0 or (operand.value == 1 and (before in ("*", "/", "^") or behind in ("*", "^"))):
             return True
     return False
 
@@ -213,12 +213,15 @@ def agreement(thought: str, record: Record, config: RewardConfig) -> float:
 
 
 def _concludes_another(thought: str, answer: Fraction) -> bool:
-    """Whether the last sentence draws a conclusion with numbers, none of which is the answer, and no equation."""
-    found, claimed = read(_SENTENCE_END.split(thought.strip())[-1])
-    if claimed or not found or found[0].text.lower() not in _CONCLUDES:
-        return False
-    numbers = {abs(token.value) for token in found if token.kind in ("number", "spelled")}
-    return bool(numbers) and abs(answer) not in numbers
+    """Whether the last sentence behind all equations that concludes a number concludes others than the answer."""
+    for sentence in reversed(_SENTENCE_END.split(thought.strip())):
+        found, claimed = read(sentence)
+        if claimed:
+            return False
+        numbers = {abs(token.value) for token in found if token.kind in ("number", "spelled")}
+        if numbers and found[0].text.lower() in _CONCLUDES:
+            return abs(answer) not in numbers
+    return False
 
 
 def _rounds(value: Fraction, answer: Fraction) -> bool:

@@ -13,7 +13,6 @@ from typing import Any
 from medgrpo import domains
 from medgrpo.config import EvaluationConfig, RunConfig
 from medgrpo.domains.domain import Domain
-from medgrpo.errors import InputError
 from medgrpo.evaluation.asking import Answered, Contestant, Probed, Progress, ask
 from medgrpo.evaluation.baselines import majority_rule
 from medgrpo.evaluation.contamination import contamination
@@ -26,7 +25,7 @@ from medgrpo.evaluation.slices import slices
 from medgrpo.evaluation.statistics import mcnemar, paired_score_interval
 from medgrpo.manifests import write_json, write_text
 from medgrpo.policies import resolve_base
-from medgrpo.preparation import SUMMARY, load_records
+from medgrpo.preparation import SUMMARY, load_records, too_many_cases
 from medgrpo.provenance import environment, git_commit
 from medgrpo.records import Record
 from medgrpo.rewards.audit import AuditReport
@@ -230,10 +229,7 @@ def draw_cases(records: Sequence[Record], config: EvaluationConfig) -> list[Reco
     if config.cases == "all" or config.cases == len(records):
         return list(records)
     if config.cases > len(records):
-        raise InputError(
-            f"evaluation.cases is {config.cases}, but the {config.split} split holds {len(records)}; "
-            'lower it, or set evaluation.cases="all".'
-        )
+        raise too_many_cases(config, len(records))
     by_verdict: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda r: hashlib.sha256(f"{config.seed} {r.id}".encode()).digest()):
         by_verdict.setdefault(domains.get(record.domain).form.class_of(record.verdict), []).append(record)

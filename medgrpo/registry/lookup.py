@@ -15,6 +15,7 @@ from medgrpo.config import RunConfig, resolve_mlflow_uri
 from medgrpo.errors import InputError
 from medgrpo.manifests import describe, friendly_disk_errors
 from medgrpo.registry.connection import connect, plain_errors, public_uri
+from medgrpo.registry.runs import VERSION_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -150,6 +151,8 @@ def find_champion(config: RunConfig, domain: str) -> Registration | None:
 def trained_on(config: RunConfig, domain: str, data_digest: str) -> list[Registration]:
     """The versions whose data had this digest, newest first, whatever became of them; none without such a model.
 
+    One whose registration was cut short does not count: it has no alias yet, and whoever trains again completes it.
+
     Args:
         config: the run's settings; `tracking` says which registry and which model.
         domain: whose model is meant.
@@ -162,9 +165,21 @@ def trained_on(config: RunConfig, domain: str, data_digest: str) -> list[Registr
     client, name = connect(config), registered_name(config, domain)
     with plain_errors(resolve_mlflow_uri(config)):
         found = client.search_model_versions(f"name = '{name}' and tags.`{DATA_TAG}` = '{data_digest}'")
-        numbers = sorted((int(version.version) for version in found), reverse=True)
+        numbers = sorted((int(version.version) for version in found if _is_complete(client, version)), reverse=True)
         # A search does not tell which aliases a version has.
         return [registration(client.get_model_version(name, str(number))) for number in numbers]
+
+
+def _is_complete(client: "MlflowClient", version: "ModelVersion") -> bool:
+    """Whether a version's registration came to its end, as far as its run still tells."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return VERSION_TAG in client.get_run(str(version.run_id)).data.tags
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return True
 
 
 def champion_uri(config: RunConfig) -> str:

@@ -26,6 +26,7 @@ def save_plots(
     chosen: int,
     gate: GateConfig,
     importances: Mapping[str, Mapping[str, float]],
+    labels: Mapping[str, str] = LABELS,
 ) -> list[Path]:
     """Write the figures as PNG and SVG files into a directory; returns the paths.
 
@@ -35,10 +36,11 @@ def save_plots(
         chosen: number of the chosen one.
         gate: the thresholds that are drawn beside them.
         importances: objective -> setting -> share of variance.
+        labels: what people call the objectives.
     """
-    figures = {"pareto": (_pareto_figure(trials, chosen, gate), _pareto_words(trials, chosen))}
+    figures = {"pareto": (_pareto_figure(trials, chosen, gate, labels), _pareto_words(trials, chosen, labels))}
     if any(importances.values()):
-        figures["importances"] = (_importances_figure(importances), _importances_words(importances))
+        figures["importances"] = (_importances_figure(importances, labels), _importances_words(importances, labels))
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, (figure, words) in figures.items():
@@ -51,8 +53,8 @@ def save_plots(
     return paths
 
 
-def _pareto_figure(trials: Sequence[Trial], chosen: int, gate: GateConfig) -> "Figure":
-    """Macro-F1 over unsupported figures; the area of a point is the share of answers in strict form."""
+def _pareto_figure(trials: Sequence[Trial], chosen: int, gate: GateConfig, labels: Mapping[str, str]) -> "Figure":
+    """Macro-F1, or accuracy, over unsupported figures; the area of a point is the share of answers in strict form."""
     figure, axes = new_axes((4.7, 3.4))
     complete, front = [trial for trial in trials if trial.complete], {trial.number for trial in pareto(trials)}
     groups = (
@@ -66,7 +68,7 @@ def _pareto_figure(trials: Sequence[Trial], chosen: int, gate: GateConfig) -> "F
     axes.axvline(100 * gate.unsupported_figures, color=INK, **threshold)
     axes.grid(color=INK, alpha=0.15, linewidth=0.8)
     axes.set_xlabel("answers with unsupported figures (%), on dev", color=INK, fontsize=9)
-    axes.set_ylabel("macro-F1 (%), on dev", color=INK, fontsize=9)
+    axes.set_ylabel(f"{labels['macro_f1']} (%), on dev", color=INK, fontsize=9)
     figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8.5, labelcolor=INK)
     return figure
 
@@ -84,16 +86,16 @@ def _draw(axes: "Axes", label: str, trials: Sequence[Trial], colour: str, marker
         axes.annotate(str(trial.number), place, **text)
 
 
-def _pareto_words(trials: Sequence[Trial], chosen: int) -> str:
+def _pareto_words(trials: Sequence[Trial], chosen: int, labels: Mapping[str, str]) -> str:
     said = [
         f"trial {trial.number}{' (chosen)' if trial.number == chosen else ''}: "
-        + ", ".join(f"{LABELS[name]} {value:.1%}" for name, value in trial.measured.items())
+        + ", ".join(f"{labels[name]} {value:.1%}" for name, value in trial.measured.items())
         for trial in pareto(trials)
     ]
     return f"Pareto trials of the sweep. {'; '.join(said)}."
 
 
-def _importances_figure(importances: Mapping[str, Mapping[str, float]]) -> "Figure":
+def _importances_figure(importances: Mapping[str, Mapping[str, float]], labels: Mapping[str, str]) -> "Figure":
     known = {name: shares for name, shares in importances.items() if shares}
     settings = list(next(iter(known.values())))
     figure, axes = new_axes((4.7, 0.95 + 0.5 * len(settings)))
@@ -101,7 +103,7 @@ def _importances_figure(importances: Mapping[str, Mapping[str, float]]) -> "Figu
     for row, (name, shares) in enumerate(known.items()):
         places = [place - 0.4 + (row + 0.5) * height for place in range(len(settings))]
         widths = [100 * shares[setting] for setting in settings]
-        axes.barh(places, widths, 0.9 * height, color=COLOURS[name], label=LABELS[name])
+        axes.barh(places, widths, 0.9 * height, color=COLOURS[name], label=labels[name])
     axes.set_yticks(range(len(settings)), settings, parse_math=False)
     axes.set_ylim(len(settings) - 0.5, -0.5)
     axes.grid(axis="x", color=INK, alpha=0.15, linewidth=0.8)
@@ -110,9 +112,9 @@ def _importances_figure(importances: Mapping[str, Mapping[str, float]]) -> "Figu
     return figure
 
 
-def _importances_words(importances: Mapping[str, Mapping[str, float]]) -> str:
+def _importances_words(importances: Mapping[str, Mapping[str, float]], labels: Mapping[str, str]) -> str:
     said = [
-        f"{LABELS[name]}: " + ", ".join(f"{setting} {share:.0%}" for setting, share in shares.items())
+        f"{labels[name]}: " + ", ".join(f"{setting} {share:.0%}" for setting, share in shares.items())
         for name, shares in importances.items()
         if shares
     ]

@@ -1,8 +1,9 @@
 """When a trial is ended early: its policy is right less often than most completed ones were at the same step.
 
 Optuna's pruners judge one objective. What is compared here is the correctness grade, the mean share of
-`rewards.correctness` that completions earn, which means the same whatever the rewards pay; averaged over all steps so
-far, as a batch of a few prompts is mostly chance.
+`rewards.correctness` that completions earn, which means the same whatever else the rewards pay; averaged over all
+steps so far, as a batch of a few prompts is mostly chance. What a wrong verdict costs, what a conclusion is worth and
+whether form is asked for is part of the grade, so that only trials that agree on these are compared.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,12 +11,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from medgrpo.config import RunConfig
+from medgrpo.config import RewardConfig, RunConfig
 from medgrpo.errors import TrialPruned
 from medgrpo.training.metrics import METRICS_FILE, read_metrics
 
 PAID = "rewards/correctness/mean"
 """What completions were paid for correctness, in a GRPO row of metrics.jsonl."""
+
+SCALE = ("mode", "agreement", *(name for name in RewardConfig.model_fields if name.startswith("cost_")))
+"""Settings of the rewards that the share of `rewards.correctness` depends on."""
 
 Curve = Mapping[int, float]
 
@@ -35,6 +39,15 @@ def grades(paid: Mapping[int, float], correctness: float) -> dict[int, float]:
         total += paid[step] / correctness
         found[step] = total / count
     return found
+
+
+def same_scale(one: RewardConfig, other: RewardConfig) -> bool:
+    """Whether a grade under some rewards means the same under others.
+
+    >>> [same_scale(RewardConfig(), other) for other in (RewardConfig(correctness=2.0), RewardConfig(agreement=0.1))]
+    [True, False]
+    """
+    return all(getattr(one, name) == getattr(other, name) for name in SCALE)
 
 
 def bar(curves: Iterable[Curve], after: int, first: int) -> dict[int, float]:

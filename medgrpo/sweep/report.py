@@ -10,7 +10,7 @@ from medgrpo.provenance import environment, git_commit
 from medgrpo.sweep.plots import save_plots
 from medgrpo.sweep.selection import Choice, choose, pareto
 from medgrpo.sweep.study import Study
-from medgrpo.sweep.trials import LABELS, OBJECTIVES, Trial
+from medgrpo.sweep.trials import OBJECTIVES, Trial, labels
 
 SUMMARY_FILE, PLOTS = "sweep.json", "plots"
 _OF_THE_CHOSEN = ("name", "flow_run", "mlflow_run_id", "model", "tuned", "gate")
@@ -22,7 +22,7 @@ def decide(study: Study, config: RunConfig) -> tuple[Choice, RunConfig]:
     Raises:
         InputError: no trial was completed.
     """
-    choice = choose(study.trials(), config.gate)
+    choice = choose(study.trials(), config.gate, labels(config))
     changes = {"name": f"{study.name}-chosen", "sweep": type(config.sweep)()}
     chosen = study.with_values(choice.trial.values).model_copy(update=changes)
     study.chosen = choice.trial.number
@@ -34,13 +34,14 @@ def write_summary(
 ) -> dict[str, Any]:
     """Write the figures and sweep.json into the sweep's directory; returns the content of sweep.json."""
     trials, importances = study.trials(), study.importances()
-    save_plots(directory / PLOTS, trials, choice.trial.number, config.gate, importances)
+    save_plots(directory / PLOTS, trials, choice.trial.number, config.gate, importances, labels(config))
     summary = {
         "study": study.name,
         "profile": config.profile,
         "flow_run": flow_run,
         "mlflow_run_id": study.parent,
         "objectives": OBJECTIVES,
+        "labels": labels(config),
         "space": config.sweep.model_dump(mode="json")["space"],
         "trials": [trial.as_row() for trial in trials],
         "pareto": [trial.number for trial in pareto(trials)],
@@ -61,16 +62,17 @@ def markdown(summary: Mapping[str, Any]) -> str:
         f"{sum(row['state'] == state for row in rows)} {state}" for state in dict.fromkeys(row["state"] for row in rows)
     )
     result, gate = summary["result"], summary["result"].get("gate", {})
-    lines = [table(rows, summary["space"]), f"{len(rows)} trials: {counts}.", summary["chosen"]["sentence"]]
+    shown = table(rows, summary["space"], summary["labels"])
+    lines = [shown, f"{len(rows)} trials: {counts}.", summary["chosen"]["sentence"]]
     if gate:
         reasons = "\n".join(f"- {reason}" for reason in gate["reasons"])
         lines.append(f"Run {result['name']}, on the profile's own cases: **gate {gate['outcome']}.**\n\n{reasons}")
     return "\n\n".join(lines) + "\n"
 
 
-def table(rows: Sequence[Mapping[str, Any]], space: Mapping[str, Any]) -> str:
-    """Rows of trials as a Markdown table."""
-    heads = ["trial", "state", *space, *LABELS.values(), "reason"]
+def table(rows: Sequence[Mapping[str, Any]], space: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """Rows of trials as a Markdown table, their objectives under the names that people have for them."""
+    heads = ["trial", "state", *space, *(names[name] for name in OBJECTIVES), "reason"]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for row in rows:
         cells = [row["trial"], row["state"], *(_short(row.get(name, "")) for name in space)]

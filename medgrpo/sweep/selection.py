@@ -1,6 +1,6 @@
 """Which trial is chosen: the best reader among those that the gate's floors on form and figures let through."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from medgrpo.config import GateConfig
@@ -31,12 +31,17 @@ def pareto(trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in complete if not any(dominates(other, trial) for other in complete)]
 
 
-def choose(trials: Sequence[Trial], gate: GateConfig) -> Choice:
+def choose(trials: Sequence[Trial], gate: GateConfig, labels: Mapping[str, str] = LABELS) -> Choice:
     """The Pareto trial with the highest macro-F1 on dev among those that keep to the gate's thresholds there.
 
     Where none does, among all Pareto trials: the gate will have its say. Of equals the one with fewer unsupported
     figures, then more answers in strict form, then the earlier one. Point estimates decide here, as dev is small; the
     gate, on the profile's own split, judges by intervals.
+
+    Args:
+        trials: all trials.
+        gate: the thresholds.
+        labels: what people call the objectives.
 
     Raises:
         InputError: no trial is complete.
@@ -46,12 +51,13 @@ def choose(trials: Sequence[Trial], gate: GateConfig) -> Choice:
         raise InputError(_none_complete(trials))
     within = [trial for trial in front if _keeps_to(trial, gate)]
     best = min(within or front, key=_rank)
-    said = ", ".join(f"{LABELS[name]} {value:.3f}" for name, value in best.measured.items())
+    said = ", ".join(f"{labels[name]} {value:.3f}" for name, value in best.measured.items())
     floors = f"strict form ({gate.strict_form:g}) and unsupported figures ({gate.unsupported_figures:g})"
     return Choice(
         best,
         f"Trial {best.number} is chosen, with {said} on dev. Of {len(front)} Pareto trials {len(within) or 'none'} "
-        f"keep to the gate's thresholds on {floors}; of {'these' if within else 'all'} it has the highest macro-F1.",
+        f"keep to the gate's thresholds on {floors}; of {'these' if within else 'all'} it has the highest "
+        f"{labels['macro_f1']}.",
     )
 
 

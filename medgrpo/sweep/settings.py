@@ -61,6 +61,14 @@ class SweepConfig(Settings):
     prune_from: float = Field(default=0.3, ge=0, lt=1)
     """Share of the GRPO steps that a trial has before it is held against the median."""
 
+    @field_validator("deployment")
+    @classmethod
+    def _of_a_flow(cls, value: str) -> str:
+        flow, slash, name = value.partition("/")
+        if value and not (slash and flow and name and "/" not in name):
+            raise ValueError(f"expected FLOW/NAME, for example train-medgrpo/{value.strip('/')}")
+        return value
+
     @field_validator("space", mode="before")
     @classmethod
     def _by_dotted_names(cls, value: Any) -> Any:

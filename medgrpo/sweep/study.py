@@ -9,19 +9,19 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from medgrpo.config import RunConfig
 from medgrpo.errors import InputError, ServiceUnreachable
-from medgrpo.manifests import locked
+from medgrpo.manifests import friendly_disk_errors, locked
 from medgrpo.provenance import fingerprint
 from medgrpo.registry.connection import public_uri
 from medgrpo.runs import check_name
 from medgrpo.starting import pinned
-from medgrpo.sweep.pruning import bar
+from medgrpo.sweep.pruning import bar, same_scale
 from medgrpo.sweep.settings import TrialConfig
 from medgrpo.sweep.space import distributions, own_values, read_space, suggest, with_values
 from medgrpo.sweep.trials import OBJECTIVES, Proposal, Result, State, Trial
@@ -57,18 +57,24 @@ def _default_file(config: RunConfig) -> Path:
 
 
 @contextmanager
-def open_study(config: RunConfig) -> Iterator["Study"]:
+def open_study(config: RunConfig, wait: bool = False) -> Iterator["Study"]:
     """The study of a sweep, made or found again, for this process alone.
 
+    Args:
+        config: the sweep's settings.
+        wait: whether to wait for another process that has it open: one that was taken for dead and lives.
+
     Raises:
-        InputError: there is no space or a bad one, another process has the study open, the database cannot be used, the
-            study was begun with other settings or in another database, or trials cannot start from what is named.
+        InputError: there is no space or a bad one, another process has the study open, the database or the runs
+            directory cannot be used, the study was begun with other settings or in another database, or trials cannot
+            start from what is named.
         ServiceUnreachable: the database does not answer, now or later, or MLflow does not.
     """
     space, name = read_space(config), study_name(config)
     check_name(name)
-    config.runs_dir.mkdir(parents=True, exist_ok=True)
-    with locked(config.runs_dir / f".{name}.lock", wait=False) as ours:
+    with friendly_disk_errors(config.runs_dir), ExitStack() as held:
+        config.runs_dir.mkdir(parents=True, exist_ok=True)
+        ours = held.enter_context(locked(config.runs_dir / f".{name}.lock", wait))
         if not ours:
             raise InputError(
                 f"sweep {name} is under way in another process, which would run the same trials. Wait for it, or set "
@@ -232,7 +238,7 @@ class Study:
     def importances(self) -> dict[str, dict[str, float]]:
         """Objective -> setting -> share of the objective's variance that the setting explains (fANOVA).
 
-        Empty for an objective by which the complete trials do not differ, or with fewer than three of them.
+        Empty for an objective by which the complete trials do not differ, or by no setting, or with fewer than three.
         """
         from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
@@ -241,13 +247,15 @@ class Study:
         for place, name in enumerate(OBJECTIVES):
             different = len({trial.result.values[place] for trial in complete}) > 1
             found[name] = {}
-            if different and len(complete) > 2:
-                shares = get_param_importances(
-                    self._study,
-                    evaluator=FanovaImportanceEvaluator(seed=self._config.sweep.seed),
-                    target=_objective(place),
-                )
-                found[name] = {setting: float(share) for setting, share in shares.items()}
+            # Optuna gives up where no tree finds a setting to split by: what differs is chance.
+            with suppress(RuntimeError):
+                if different and len(complete) > 2:
+                    shares = get_param_importances(
+                        self._study,
+                        evaluator=FanovaImportanceEvaluator(seed=self._config.sweep.seed),
+                        target=_objective(place),
+                    )
+                    found[name] = {setting: float(share) for setting, share in shares.items()}
         return found
 
     def _frozen(self) -> "list[optuna.trial.FrozenTrial]":
@@ -271,7 +279,7 @@ class Study:
         """The run of a trial: the profile with its values, evaluated on dev, without what only a candidate needs."""
         base, sweep = self._config, self._config.sweep
         varied = self.with_values(values)
-        bar = self._bar(varied.grpo.steps)
+        bar = self._bar(varied)
         trial = TrialConfig(sweep=self.id, study=self.name, number=number, parent=self.parent, bar=bar)
         judged = {"split": "dev", "cases": sweep.cases, "probes": False, "samples": 0}
         action = "stop" if sweep.prune_alarms else base.watch.action
@@ -284,10 +292,13 @@ class Study:
         }
         return varied.model_copy(update=changes)
 
-    def _bar(self, steps: int) -> dict[int, float]:
+    def _bar(self, varied: RunConfig) -> dict[int, float]:
+        """What the completed trials set whose grades mean the same as this one's."""
         sweep = self._config.sweep
-        curves = [trial.result.curve for trial in self.trials() if trial.complete]
-        return bar(curves, sweep.prune_after, 1 + int(sweep.prune_from * steps))
+        complete = [trial for trial in self.trials() if trial.complete]
+        alike = [trial for trial in complete if same_scale(self.with_values(trial.values).rewards, varied.rewards)]
+        first = 1 + int(sweep.prune_from * varied.grpo.steps)
+        return bar((trial.result.curve for trial in alike), sweep.prune_after, first)
 
     def _sampler(self, number: int) -> "optuna.samplers.TPESampler":
         from optuna.samplers import TPESampler

@@ -28,7 +28,7 @@ METRICS = {
 }
 """Objective -> its metric in the trial's MLflow run."""
 OPEN = "eval/tuned/accuracy"
-"""Stands for macro-F1 where answers are open, as numbers are, and there are no verdicts to average over."""
+"""Stands for macro-F1 where answers are open (`medgrpo.sweep.trials.OPEN_LABEL`)."""
 
 
 def open_sweep(config: RunConfig, study: str, known: str, tags: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from medgrpo import domains
 from medgrpo.config import RunConfig
 
 OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
@@ -13,8 +14,15 @@ OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
 }
 """What a trial is judged by on dev, in the order in which values are kept, and which way is better."""
 LABELS = {"macro_f1": "macro-F1", "unsupported_figures": "unsupported figures", "strict_form": "strict form"}
+OPEN_LABEL = "accuracy"
+"""What stands for macro-F1 where answers are open, as numbers are: there are no verdicts to average over."""
 
 State = Literal["complete", "pruned", "failed", "running"]
+
+
+def labels(config: RunConfig) -> dict[str, str]:
+    """What people call each objective, of answers in the run's domain."""
+    return LABELS if domains.get(config.data.domain).form.labels else {**LABELS, "macro_f1": OPEN_LABEL}
 
 
 @dataclass(frozen=True)

@@ -113,9 +113,11 @@ def test_the_file_of_train_finds_the_other(directory: Path) -> None:
 
 
 def test_further_file(directory: Path) -> None:
-    """Records of a further file carry its name in their ids."""
-    path = write(directory / "june.jsonl", PROBLEMS[:1])
-    assert [record.id for record in gsm8k.read_labelled(path)] == ["gsm8k-june-0"]
+    """Records of a further file carry its name in their ids, which are never those of a split."""
+    (directory / "further").mkdir()
+    for name in ("june", "train"):
+        path = write(directory / "further" / f"{name}.jsonl", PROBLEMS[:1])
+        assert [record.id for record in gsm8k.read_labelled(path)] == [f"gsm8k-further-{name}-0"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,11 @@ def test_further_file(directory: Path) -> None:
         ({"question": 7, "answer": "1 + 1 = 2\n#### 2"}, "field question is 7; expected a text"),
         ({"question": "\ud800", "answer": "1 + 1 = 2\n#### 2"}, "field question is"),
         ({"question": "How many?", "answer": "1 + 1 = 2"}, "field answer has no ####"),
-        ({"question": "How many?", "answer": "1 + 1 = 2\n#### many"}, "ends in 'many'; expected a number"),
+        (
+            {"question": "How many?", "answer": "1 + 1 = 2\n#### many"},
+            "ends in 'many'; expected a decimal number after it",
+        ),
+        ({"question": "How many?", "answer": "1 / 3 = 0.33\n#### 1/3"}, "ends in '1/3'; expected a decimal number"),
         ({"question": "How many?", "answer": "#### 2"}, "no worked solution before ####"),
     ],
 )

@@ -1,5 +1,6 @@
 """Servers that go away while a run is under way, and come back: the run goes on, or is put back, and loses nothing."""
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -54,13 +55,18 @@ def test_prefect_restarts(stack: Stack) -> None:
 
 
 def test_mlflow_is_away(stack: Stack) -> None:
-    """MLflow is killed while a run trains and comes back when it is evaluated: every metric is there afterwards."""
+    """MLflow is killed while a run trains and comes back after the run has asked for the champion, and was not told.
+
+    It asks again and registers, and every metric is there afterwards.
+    """
     run = _underway(stack, "mlflow-away")
     stack.kill("mlflow")
-    _until(lambda: _trained(run), run, "the last step")
+    _until(lambda: "Retry 1/" in run.log(), run, "a question without an answer")
+    assert _trained(run)
     stack.start("mlflow")
     summary = run.completed()
     check_result(run, summary)
+    assert "did not answer" not in json.dumps(summary["gate"])
     points = run.history(summary["mlflow_run_id"], "grpo/loss")
     assert points == list(range(1, STEPS + 1))
 

@@ -6,13 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import flow
 
 import flows.retrain_medgrpo as module
 from flows.retrain_medgrpo import retrain_medgrpo
+from medgrpo import retraining
 from medgrpo.config import RunConfig
 from medgrpo.errors import InputError, ServiceUnreachable
-from medgrpo.registry import connect, find_version
+from medgrpo.manifests import Manifest
+from medgrpo.registry import connect, find_version, versions
+from medgrpo.retraining import Decision
 from medgrpo.testing import tiny_config
+from tasks.retrain import find_reason
+from tasks.running import OUTAGE_SECONDS
 
 pytestmark = [
     pytest.mark.e2e,
@@ -113,7 +119,7 @@ def test_the_reason_is_a_tag_of_the_version(story: dict[str, Chapter]) -> None:
 
 
 def test_an_outage_is_retried_and_is_no_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While MLflow is away nothing is trained: the decision is tried three times, then the run fails."""
+    """While MLflow is away nothing is trained: the decision is tried for minutes, then the run fails."""
     monkeypatch.setattr(module, "find_reason", module.find_reason.with_options(retry_delay_seconds=0))
     config = tiny_config(tmp_path, name="away", tracking={"uri": "http://127.0.0.1:9"})
     with pytest.raises(ServiceUnreachable, match="did not answer"):
@@ -121,7 +127,53 @@ def test_an_outage_is_retried_and_is_no_reason(tmp_path: Path, monkeypatch: pyte
     assert not (config.runs_dir / "away").exists()
     run = next(run for run in _flow_runs() if run.parameters["config"]["name"] == "away")
     assert run.state.is_failed()
-    assert _attempts(run) == {"prepare": 1, "find reason": 3}
+    assert _attempts(run) == {"prepare": 1, "find reason": 1 + len(OUTAGE_SECONDS)}
+
+
+def test_a_retraining_that_dies_while_it_registers_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version whose registration was cut short is no reason not to train: it is completed, and stays one."""
+    config, begun = tiny_config(tmp_path, name="cut"), []
+
+    class Killed(BaseException):
+        pass
+
+    def cut_short(client: Any, run_id: str, version: Any) -> None:
+        begun.append(version)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(versions, "_finish_run", cut_short)
+        with pytest.raises(Killed):
+            retrain_medgrpo(config)
+    client = connect(config)
+    assert [version.version for version in client.search_model_versions(f"name = '{MODEL}'")] == [begun[0].version]
+    summary = retrain_medgrpo(config)
+    assert summary["retraining"]["outcome"] == "new-data"
+    assert len(client.search_model_versions(f"name = '{MODEL}'")) == 1
+    assert client.get_run(summary["mlflow_run_id"]).info.status == "FINISHED"
+    assert retrain_medgrpo(tiny_config(tmp_path, name="later"))["retraining"]["outcome"] == "no-reason"
+
+
+def test_a_flow_run_keeps_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put back after a crash it trains on though its own version is there by now; another flow run asks anew."""
+    decisions = iter(
+        [
+            Decision(outcome="champion-fell", sentence="It fell.", seed_offset=3),
+            Decision(outcome="no-reason", sentence="All is known."),
+            Decision(outcome="no-reason", sentence="All is known."),
+        ]
+    )
+    monkeypatch.setattr(retraining, "find_reason", lambda *_: next(decisions))
+    data = Manifest(uri="/runs/.artifacts/data-0", sha256="d" * 64, bytes=1, files=1)
+
+    @flow
+    def put_back() -> list[Decision]:
+        return [find_reason(RunConfig(), data) for _ in range(2)]
+
+    first, second = put_back()
+    assert first == second
+    assert (first.outcome, first.seed_offset) == ("champion-fell", 3)
+    assert [decision.outcome for decision in put_back()] == ["no-reason", "no-reason"]
 
 
 def _attempts(flow_run: Any) -> dict[str, int]:

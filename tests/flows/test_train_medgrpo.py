@@ -327,7 +327,8 @@ def outage(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Ou
     away = tiny_config(directory, name="night", tracking={"uri": "http://127.0.0.1:9"})
     back = tiny_config(directory, name="night")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "register", module.register.with_options(retries=1, retry_delay_seconds=0))
+        for name in ("fetch_champion", "register"):
+            patch.setattr(module, name, getattr(module, name).with_options(retry_delay_seconds=0))
         with pytest.raises(ServiceUnreachable) as caught:
             train_medgrpo(away)
     directory = away.runs_dir / "night"

@@ -7,7 +7,7 @@ import pytest
 from medgrpo.config import GateConfig
 from medgrpo.errors import InputError
 from medgrpo.sweep.selection import choose, dominates, pareto
-from medgrpo.sweep.trials import Result, Trial
+from medgrpo.sweep.trials import LABELS, OPEN_LABEL, Result, Trial
 
 GATE = GateConfig()
 
@@ -37,6 +37,13 @@ def test_the_best_reader_within_the_thresholds_is_chosen(complete: Callable[...,
         "trials 2 keep to the gate's thresholds on strict form (0.9) and unsupported figures (0.2); of these it has "
         "the highest macro-F1."
     )
+
+
+def test_the_sentence_calls_the_objectives_by_their_names(complete: Callable[..., Trial]) -> None:
+    """Where answers are numbers, the best reader has the highest accuracy."""
+    sentence = choose([complete(0, 0.7, 0.1, 0.99)], GATE, {**LABELS, "macro_f1": OPEN_LABEL}).sentence
+    assert "with accuracy 0.700" in sentence
+    assert sentence.endswith("it has the highest accuracy.")
 
 
 def test_where_none_keeps_to_the_thresholds_the_gate_will_say_so(complete: Callable[..., Trial]) -> None:

@@ -1,5 +1,6 @@
 """A study proposes, remembers, and goes on where it was killed."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,58 @@ def test_two_processes_do_not_run_one_sweep(sweep_config: Callable[..., RunConfi
         open_study(sweep_config()),
     ):
         pass
+
+
+def test_a_second_process_can_wait(sweep_config: Callable[..., RunConfig]) -> None:
+    """One that was put back because its first process was taken for dead goes on when that one has ended."""
+    config, opened = sweep_config(), threading.Event()
+
+    def put_back() -> None:
+        with open_study(config, wait=True):
+            opened.set()
+
+    second = threading.Thread(target=put_back)
+    with open_study(config):
+        second.start()
+        assert not opened.wait(1)
+    assert opened.wait(30)
+    second.join()
+
+
+def test_a_place_that_cannot_be_used_is_named(sweep_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """A runs directory that is a file ends in a sentence with its path."""
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    with (
+        pytest.raises(InputError, match=f"{taken} cannot be written"),
+        open_study(sweep_config().model_copy(update={"runs_dir": taken})),
+    ):
+        pass
+
+
+def test_only_grades_on_one_scale_are_compared(sweep_config: Callable[..., RunConfig]) -> None:
+    """What a conclusion is worth is part of the grade: trials that differ in it set no bar for each other."""
+    config = sweep_config(space={"rewards.agreement": [0.0, 0.3]}, trials=8, prune_after=2, prune_from=0)
+    with open_study(config) as study:
+        met = dict[float, int]()
+        while proposal := study.ask():
+            assert proposal.config
+            assert proposal.config.trial
+            worth = proposal.config.rewards.agreement
+            assert bool(proposal.config.trial.bar) == (met.get(worth, 0) >= 2)
+            met[worth] = met.get(worth, 0) + 1
+            study.tell(proposal.number, _finish(proposal.number))
+    assert min(met.values()) > 2
+
+
+def test_importances_where_only_chance_differs(sweep_config: Callable[..., RunConfig]) -> None:
+    """Trials that came to different things with the same values explain nothing, and end no sweep."""
+    with open_study(sweep_config(space={"grpo.group_size": [2, 4]}, trials=8)) as study:
+        while proposal := study.ask():
+            fits = proposal.values["grpo.group_size"] == 2
+            study.tell(proposal.number, _finish(proposal.number) if fits else Result("failed", reason="no memory"))
+        assert len({trial.result.values for trial in study.trials() if trial.complete}) > 2
+        assert study.importances() == {"macro_f1": {}, "unsupported_figures": {}, "strict_form": {}}
 
 
 def test_importances_tell_what_mattered(sweep_config: Callable[..., RunConfig]) -> None:

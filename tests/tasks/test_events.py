@@ -12,6 +12,7 @@ import pytest
 
 from medgrpo.config import RunConfig
 from medgrpo.manifests import Manifest, write_json
+from medgrpo.sweep.settings import TrialConfig
 from medgrpo.training.metrics import METRICS_FILE
 from tasks import events
 
@@ -37,6 +38,13 @@ def test_an_alarm_is_sent_when_it_first_rings(sent: list[Any]) -> None:
         ("medgrpo.alarm", {"alarm": "kl", "step": 2, "sentence": "Far away."}),
         ("medgrpo.alarm", {"alarm": "length", "step": 3, "sentence": "Too long."}),
     ]
+
+
+def test_of_a_trial_no_alarm_is_sent(sent: list[Any]) -> None:
+    """A sweep of twenty trials is not twenty messages: its table says what came of each."""
+    trial = TrialConfig(sweep="s", study="s", number=0, parent="p")
+    events.Alarms(CONFIG.model_copy(update={"trial": trial})).look({"step": 2, "alarms": LOST})
+    assert sent == []
 
 
 def test_an_alarm_is_not_sent_again_after_a_resume(sent: list[Any], tmp_path: Path) -> None:

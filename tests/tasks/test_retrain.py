@@ -8,7 +8,8 @@ from tasks.running import RETRIES, worth_retrying
 def test_a_decision_is_retried_and_never_cached() -> None:
     """What was registered last week says nothing about today, and an outage passes."""
     for each in (find_reason, show_reason):
-        assert (each.retries, each.cache_key_fn, each.persist_result) == (RETRIES, None, None), each.name
+        assert (each.cache_key_fn, each.persist_result) == (None, None), each.name
+        assert each.retries >= RETRIES, each.name
         assert each.retry_condition_fn is worth_retrying
 
 

@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from prefect.states import Failed
 
 from medgrpo.config import RunConfig
-from medgrpo.errors import InputError, MedgrpoError, ServiceUnreachable, TrainingAlarm, TrainingCrashed
+from medgrpo.errors import DiskFull, InputError, MedgrpoError, ServiceUnreachable, TrainingAlarm, TrainingCrashed
 from medgrpo.manifests import Manifest, build
 from tasks import stages
 from tasks.running import PlainErrors, cache_key, run_stage, worth_retrying
@@ -71,7 +71,7 @@ def stage(tmp_path: Path, prefect_server: None) -> Stage:
 def test_the_retry_condition_is_a_plain_function() -> None:
     """Prefect silently ignores a condition that is a partial or a callable object; ours is one, in every task."""
     assert inspect.isfunction(worth_retrying)
-    tasks = (stages.prepare, stages.train, stages.evaluate, stages.register)
+    tasks = (stages.prepare, stages.train, stages.evaluate, stages.register, stages.fetch_champion)
     assert all(each.retry_condition_fn is worth_retrying for each in tasks)
 
 
@@ -79,6 +79,7 @@ def test_the_retry_condition_is_a_plain_function() -> None:
     ("error", "retried"),
     [
         (InputError("no such file"), False),
+        (DiskFull("no space left"), True),
         (TrainingAlarm("loss is nan"), False),
         (TrainingCrashed("killed"), True),
         (ServiceUnreachable("MLflow did not answer"), True),
@@ -86,7 +87,7 @@ def test_the_retry_condition_is_a_plain_function() -> None:
     ],
 )
 def test_only_what_may_pass_is_retried(error: Exception, retried: bool) -> None:
-    """Crashes and outages are worth another try; bad input and training alarms are not."""
+    """Crashes, outages and full disks are worth another try; bad input and training alarms are not."""
     assert worth_retrying(None, None, Failed(data=error)) is retried  # type: ignore[arg-type]
 
 

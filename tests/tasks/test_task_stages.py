@@ -16,7 +16,8 @@ from medgrpo.config import EvaluationConfig, RunConfig
 from medgrpo.errors import InputError, ServiceUnreachable
 from medgrpo.manifests import Manifest
 from tasks import stages
-from tasks.running import RETRIES, cache_key
+from tasks.retrain import find_reason
+from tasks.running import OUTAGE_SECONDS, RETRIES, cache_key
 
 CONFIG = RunConfig(runs_dir=Path("/nowhere/runs"))
 DATA = Manifest(uri="/runs/.artifacts/data-0", sha256="d" * 64, bytes=1, files=1)
@@ -62,14 +63,45 @@ class Silent:
 @pytest.mark.parametrize("each", TASKS, ids=lambda each: each.name)
 def test_every_stage_survives(each: Task[..., Manifest]) -> None:
     """Each task is retried, keeps its result as JSON, and is cached under a key of its own."""
-    assert (each.retries, each.persist_result, each.result_serializer) == (RETRIES, True, "json")
+    assert (each.persist_result, each.result_serializer) == (True, "json")
+    assert each.retries >= RETRIES
     assert each.cache_key_fn is not None
 
 
 def test_what_asks_the_registry_anew_is_retried_and_never_cached() -> None:
     """Which model is in service, or behind an alias, may have changed since the last run."""
     for each in (stages.fetch_champion, stages.fetch_start, stages.locate, stages.compare):
-        assert (each.retries, each.cache_key_fn, each.persist_result) == (RETRIES, None, None), each.name
+        assert (each.cache_key_fn, each.persist_result) == (None, None), each.name
+        assert each.retries >= RETRIES, each.name
+
+
+def test_what_hours_of_training_depend_on_outlasts_an_outage() -> None:
+    """The registry may be away for minutes when a run asks for its champion, registers, or looks for a reason."""
+    for each in (stages.fetch_champion, stages.register, find_reason):
+        assert each.retries == len(OUTAGE_SECONDS)
+        assert each.retry_delay_seconds == [*OUTAGE_SECONDS]
+        assert sum(OUTAGE_SECONDS) > 5 * 60
+
+
+@pytest.mark.parametrize(
+    ("count", "known"), [(1, False), (len(OUTAGE_SECONDS), False), (1 + len(OUTAGE_SECONDS), True)]
+)
+def test_an_evaluation_does_without_its_champion_in_the_end(
+    count: int, known: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While MLflow is away the champion is asked for again; the last try gives up on it, and keeps why."""
+
+    def silent(*_: Any) -> None:
+        raise ServiceUnreachable("MLflow did not answer.")
+
+    monkeypatch.setattr(library, "fetch_champion", silent)
+    monkeypatch.setattr(stages, "task_run", SimpleNamespace(run_count=count))
+    with disable_run_logger():
+        if known:
+            assert stages.fetch_champion.fn(CONFIG, DATA) == library.Champion(unknown="MLflow did not answer.")
+        else:
+            with pytest.raises(ServiceUnreachable):
+                stages.fetch_champion.fn(CONFIG, DATA)
 
 
 def test_the_stages_go_by_their_names() -> None:

@@ -99,6 +99,7 @@ def _crashed(age: timedelta) -> State[Any]:
         (Failed(), True),
         (timedelta(seconds=5), False),
         (timedelta(minutes=10), True),
+        (Crashed(name="GivenUp"), True),
         (State(type=StateType.CANCELLED), True),
         (httpx.ConnectError("refused"), False),
     ],

@@ -14,7 +14,7 @@ from medgrpo.manifests import COMPLETE
 from medgrpo.rewards import PILLARS
 from medgrpo.testing import tiny_record, tiny_rows
 from medgrpo.training import grpo
-from medgrpo.training.callbacks import ORDER, CompleteCheckpoints, KeptOrder, MetricsFile
+from medgrpo.training.callbacks import ORDER, CompleteCheckpoints, KeptOrder, MetricsFile, TrimmedHeap
 from medgrpo.training.guards import Guards
 from medgrpo.training.metrics import raised_alarms
 from medgrpo.training.sampling import SpreadOrder, balanced_order
@@ -126,8 +126,9 @@ def test_the_trainer_gets_its_callbacks_and_its_budget(tmp_path, trainers):
     """Metrics and marks share a watch; the budget of tokens and the records are those asked for."""
     config = RunConfig(grpo=GrpoConfig(micro_batch_tokens=333, rollout_dtype="bfloat16"))
     grpo.train_grpo(None, None, tiny_rows(["yes"]), config, tmp_path, tmp_path / "metrics.jsonl")
-    metrics, guards, marks = trainers[0].given["callbacks"]
+    metrics, guards, marks, heap = trainers[0].given["callbacks"]
     assert (type(metrics), type(guards), type(marks)) == (MetricsFile, Guards, CompleteCheckpoints)
+    assert type(heap) is TrimmedHeap
     assert (metrics._phase, metrics._watch) == ("grpo", marks._watch)
     assert trainers[0].given["micro_batch_tokens"] == 333
     assert trainers[0].given["rollout_dtype"] == torch.bfloat16
@@ -140,7 +141,8 @@ def test_an_order_that_follows_the_rewards_is_kept_with_the_checkpoints(tmp_path
     rows = tiny_rows(["yes"] * 6 + ["no"] * 3)
     grpo.train_grpo(None, None, rows, config, tmp_path, tmp_path / "metrics.jsonl")
     given = trainers[0].given
-    assert [type(callback) for callback in given["callbacks"]] == [MetricsFile, Guards, KeptOrder, CompleteCheckpoints]
+    kinds = [type(callback) for callback in given["callbacks"]]
+    assert kinds == [MetricsFile, Guards, KeptOrder, CompleteCheckpoints, TrimmedHeap]
     assert given["order"][:4] == SpreadOrder(rows["verdict"], 3, 4, 1.0, 5)[:4]
     assert len(given["order"]) == 12
 

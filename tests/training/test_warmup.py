@@ -8,7 +8,7 @@ import pytest
 from medgrpo.config import RunConfig, WarmupConfig
 from medgrpo.manifests import COMPLETE, seal
 from medgrpo.training import warmup
-from medgrpo.training.callbacks import CompleteCheckpoints, MetricsFile
+from medgrpo.training.callbacks import CompleteCheckpoints, MetricsFile, TrimmedHeap
 from medgrpo.training.guards import Guards
 from medgrpo.training.warmup import balanced_order
 
@@ -140,7 +140,8 @@ def test_the_trainer_gets_the_callbacks_and_the_last_complete_checkpoint(tmp_pat
         if marked:
             seal(tmp_path / f"checkpoint-{step}")
     warmup.train_warmup(SimpleNamespace(), None, rows, RunConfig(), tmp_path, tmp_path / "metrics.jsonl")
-    assert [type(callback) for callback in trainers[0].given["callbacks"]] == [MetricsFile, Guards, CompleteCheckpoints]
+    kinds = [type(callback) for callback in trainers[0].given["callbacks"]]
+    assert kinds == [MetricsFile, Guards, CompleteCheckpoints, TrimmedHeap]
     assert trainers[0].resumed_from == str(tmp_path / "checkpoint-20")
 
 
