@@ -9,8 +9,8 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, Self, get_args
+from types import NoneType, UnionType
+from typing import Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -540,6 +540,8 @@ def _annotation(location: Sequence[str]) -> Any:
         fields = found.model_fields if isinstance(found, type) and issubclass(found, BaseModel) else {}
         if part not in fields:
             return None
-        choices = [choice for choice in get_args(fields[part].annotation) if choice is not NoneType]
-        found = choices[0] if len(choices) == 1 else fields[part].annotation
+        found = fields[part].annotation
+        if get_origin(found) in (Union, UnionType):
+            choices = [choice for choice in get_args(found) if choice is not NoneType]
+            found = choices[0] if len(choices) == 1 else found
     return found

@@ -213,7 +213,7 @@ def tiny_version(config: RunConfig, gate: str = "pass", weights: str = "1", **ta
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model
 
-    from medgrpo.registry import connect, registered_name
+    from medgrpo.registry import VERSION_TAG, connect, registered_name
     from medgrpo.registry.lookup import files_digest
 
     client, name = connect(config), registered_name(config, config.data.domain)
@@ -239,6 +239,7 @@ def tiny_version(config: RunConfig, gate: str = "pass", weights: str = "1", **ta
     version = client.create_model_version(name, source, run_id, named, model_id=logged.model_id)
     if gate == "pass":
         client.set_registered_model_alias(name, config.tracking.alias, version.version)
+    client.set_tag(run_id, VERSION_TAG, str(version.version))
     return int(version.version)
 
 
