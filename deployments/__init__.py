@@ -138,7 +138,7 @@ POOLS = (
         description="Hosts with a 16 GB T4: one worker for each GPU.",
         types=("process", "kubernetes"),
     ),
-    Pool(name="cpu", description="Hosts without a GPU: two cores, and 8 GB for the demo, 12 for PubMedQA."),
+    Pool(name="cpu", description="Hosts without a GPU: two cores, and 8 GB for the demo, 12 for profile cpu."),
 )
 
 LIMITS = (
