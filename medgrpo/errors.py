@@ -13,10 +13,6 @@ class InputError(MedgrpoError):
     exit_code = 2
 
 
-class DiskFull(InputError):
-    """There is no space left on a disk. Worth a retry, unlike others of its kind: somebody may have made room."""
-
-
 class TrainingAlarm(MedgrpoError):
     """Training produced something that makes going on pointless (NaN loss, empty completions). Not retried."""
 
@@ -27,6 +23,12 @@ class TrialPruned(TrainingAlarm):
 
 class TrainingCrashed(MedgrpoError):
     """The training process ended without finishing (killed, out of memory, time limit). A retry resumes it."""
+
+
+class DiskFull(MedgrpoError):
+    """There is no space left on a disk. Worth a retry: others may have made room."""
+
+    exit_code = 2
 
 
 class ServiceUnreachable(MedgrpoError):

@@ -80,7 +80,8 @@ def build(target: Path, fill: Callable[[Path], object]) -> Manifest:
     blocks the next one. If `fill` fails, the work directory stays for the next attempt to resume in.
 
     Raises:
-        InputError: the disk is full or not writable.
+        InputError: the disk is not writable.
+        DiskFull: there is no room.
     """
     work = target.with_name(f"{target.name}.partial")
     with friendly_disk_errors(target):

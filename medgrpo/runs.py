@@ -30,7 +30,8 @@ def open_run_directory(config: RunConfig, prefix: str = "") -> tuple[RunConfig, 
         prefix: begins the name of a run that has none of its own.
 
     Raises:
-        InputError: the name is not a plain directory name, or the disk is full or not writable.
+        InputError: the name is not a plain directory name, or the disk not writable.
+        DiskFull: there is no room.
     """
     runs = config.runs_dir.absolute()
     with friendly_disk_errors(runs):

@@ -17,7 +17,7 @@ from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from prefect.states import Failed
 
 from medgrpo.config import RunConfig
-from medgrpo.errors import DiskFull, InputError, MedgrpoError, TrainingAlarm
+from medgrpo.errors import InputError, MedgrpoError, TrainingAlarm
 from medgrpo.logs import remember
 from medgrpo.manifests import MANIFEST, Manifest, hold, verify
 from medgrpo.provenance import fingerprint
@@ -93,7 +93,7 @@ def worth_retrying(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
     Prefect silently ignores a condition that is not a plain function.
     """
     error = state.result(raise_on_failure=False)
-    return isinstance(error, DiskFull) or not isinstance(error, InputError | TrainingAlarm)
+    return not isinstance(error, InputError | TrainingAlarm)
 
 
 def name_lines(run: str | None = None) -> None:

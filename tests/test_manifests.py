@@ -184,7 +184,7 @@ def test_write_json_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(InputError, match="no space left"), friendly_disk_errors(tmp_path):
+    with pytest.raises(DiskFull, match="no space left"), friendly_disk_errors(tmp_path):
         write_json(tmp_path / "a.json", {})
     assert list(tmp_path.iterdir()) == []
 

@@ -9,7 +9,7 @@ import pytest
 
 from medgrpo import preparation
 from medgrpo.config import RewardConfig, RunConfig
-from medgrpo.errors import InputError
+from medgrpo.errors import DiskFull, InputError
 from medgrpo.policies import load_tokenizer
 from medgrpo.preparation import PAYMENTS, check_cases, check_leaks, gold_rewards, load_records, prepare
 from medgrpo.prompts import render_prompt
@@ -193,7 +193,7 @@ def test_full_disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         save(records, golds, directory)
 
     monkeypatch.setattr(preparation, "_save", full)
-    with pytest.raises(InputError, match=f"no space left on the disk of {home}"):
+    with pytest.raises(DiskFull, match=f"no space left on the disk of {home}"):
         prepare_stage(config)
     assert not list((home / "full").rglob("manifest.json"))
     monkeypatch.setattr(preparation, "_save", save)

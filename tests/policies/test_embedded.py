@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medgrpo.config import EMBEDDED_MODEL, PolicyConfig
-from medgrpo.errors import InputError
+from medgrpo.errors import DiskFull, InputError
 from medgrpo.manifests import MANIFEST, describe, read_manifest
 from medgrpo.policies import embedded, resolve_base
 
@@ -102,7 +102,7 @@ class TestEmbedded:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(embedded, "_convert_gguf", full)
-        with pytest.raises(InputError, match=rf"no space left on the disk of {cache}/{EMBEDDED_MODEL}"):
+        with pytest.raises(DiskFull, match=rf"no space left on the disk of {cache}/{EMBEDDED_MODEL}"):
             resolve(EMBEDDED_MODEL)
         assert not (cache / f"{EMBEDDED_MODEL}-{embedded.EMBEDDED_REVISION}").exists()
 

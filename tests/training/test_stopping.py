@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from medgrpo.errors import InputError, TrainingCrashed
+from medgrpo.errors import DiskFull, InputError, TrainingCrashed
 from medgrpo.testing import tiny_config
 from medgrpo.training import launch
 from medgrpo.training.callbacks import last_complete_checkpoint
@@ -183,9 +183,9 @@ def small_disk(tmp_path):
     subprocess.run(["umount", disk], check=True)
 
 
-def assert_costs_only_itself(config, data, work, whole, sentence, make_room):
+def assert_costs_only_itself(config, data, work, whole, sentence, make_room, error=InputError):
     """A checkpoint that cannot be written ends in the sentence, and with room again the training goes on."""
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(error, match=sentence):
         launch.run(config, data, work)
     assert sorted(path.name for path in (work / "grpo").glob("*-*")) == ["checkpoint-1", "checkpoint-2"]
     assert not (work / "grpo" / "unfinished").exists()
@@ -220,7 +220,9 @@ def test_a_full_disk_costs_one_checkpoint(prepared, whole, hooked, monkeypatch, 
         monkeypatch.undo()
 
     sentence = f"no space left on the disk of {small_disk}"
-    assert_costs_only_itself(every_step_saved(prepared.config), prepared.data, small_disk, whole, sentence, make_room)
+    assert_costs_only_itself(
+        every_step_saved(prepared.config), prepared.data, small_disk, whole, sentence, make_room, error=DiskFull
+    )
 
 
 def test_a_second_process_waits_for_the_first(tmp_path, caplog):
